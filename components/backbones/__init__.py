@@ -1,0 +1,1 @@
+"""Pretrained decoder-only language models."""

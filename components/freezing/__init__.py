@@ -1,0 +1,1 @@
+"""Which parameters train in a stage."""

@@ -1,0 +1,106 @@
+"""Freezing policies of EViP and EViP++: delta tuning that widens stage by stage.
+
+Sources: Mono-InternVL section 3.2 (S1.1, S1.2: patch embedding and visual experts; S1.3: attention too; S2:
+everything) and internvl_chat_finetune.py of the released code (attention means wqkv and wo, never the norms).
+"""
+
+from mmframe.contracts import FreezingPolicy, TrainableGroup
+from mmframe.registry import register
+
+EMBEDDER = ["patch_embedder.*"]
+EXPERTS = ["backbone.layers.*.visual.*"]
+TEXT_ATTENTION = [f"backbone.layers.*.{site}.text.*" for site in "qkvo"]
+
+
+@register("freezing")
+class TrainOnly(FreezingPolicy):
+    """Trains the named groups and freezes all else: the general policy.
+
+    Args:
+        train: Name -> ``{match: [patterns], lr: peak rate, weight_decay: override}``. Patterns are shell-style over
+            names such as ``backbone.layers.3.ffn.visual.gate.weight``, ``patch_embedder.conv.weight``.
+    """
+
+    def __init__(self, train: dict[str, TrainableGroup]) -> None:
+        self.train = train
+
+    def groups(self) -> dict[str, TrainableGroup]:
+        return self.train
+
+
+@register("freezing")
+class EmbedderOnly(FreezingPolicy):
+    """Trains the patch embedder alone.
+
+    Args:
+        lr: Peak learning rate.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def groups(self) -> dict[str, TrainableGroup]:
+        return {"embedder": TrainableGroup(EMBEDDER, self.lr)}
+
+
+@register("freezing")
+class VisualParameters(FreezingPolicy):
+    """S1.1 and S1.2: patch embedder and visual experts (of the FFN and, in 1.5, of the attention).
+
+    The whole text path is frozen: text-only logits stay those of the base LLM, to the last bit.
+
+    Args:
+        embedder_lr: Peak rate of the patch embedder.
+        experts_lr: Peak rate of the experts.
+    """
+
+    def __init__(self, embedder_lr: float, experts_lr: float) -> None:
+        self.embedder_lr, self.experts_lr = embedder_lr, experts_lr
+
+    def groups(self) -> dict[str, TrainableGroup]:
+        return {
+            "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
+            "experts": TrainableGroup(EXPERTS, self.experts_lr),
+        }
+
+
+@register("freezing")
+class VisualAndAttention(VisualParameters):
+    """S1.3: also the pretrained q, k, v, o. Norms, text FFN, embedding and head stay frozen.
+
+    Args:
+        embedder_lr: Peak rate of the patch embedder.
+        experts_lr: Peak rate of the experts.
+        attention_lr: Peak rate of the pretrained attention.
+    """
+
+    def __init__(self, embedder_lr: float, experts_lr: float, attention_lr: float) -> None:
+        super().__init__(embedder_lr, experts_lr)
+        self.attention_lr = attention_lr
+
+    def groups(self) -> dict[str, TrainableGroup]:
+        return super().groups() | {"attention": TrainableGroup(TEXT_ATTENTION, self.attention_lr)}
+
+
+@register("freezing")
+class Everything(FreezingPolicy):
+    """S2, and the full-tuning baseline: every parameter trains.
+
+    Args:
+        text_lr: Peak rate of the pretrained LLM.
+        embedder_lr: Peak rate of the patch embedder.
+        experts_lr: Peak rate of the experts; null for a model without experts.
+    """
+
+    def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float | None = None) -> None:
+        self.text_lr, self.embedder_lr, self.experts_lr = text_lr, embedder_lr, experts_lr
+
+    def groups(self) -> dict[str, TrainableGroup]:
+        text = ["backbone.embedding.*", "backbone.norm.*", "backbone.layers.*.text.*", "backbone.output.*"]
+        groups = {
+            "text": TrainableGroup(text, self.text_lr),
+            "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
+        }
+        if self.experts_lr is not None:
+            groups["experts"] = TrainableGroup(EXPERTS, self.experts_lr)
+        return groups

@@ -1,0 +1,45 @@
+"""A warm start for the patch embedder: a picture's mean visual token should look like the words of its answers.
+
+N visual tokens, R rows of the batch, S supervised tokens, D hidden size, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmframe.batch import Batch
+from mmframe.contracts import Objective
+from mmframe.errors import UserError
+from mmframe.registry import register
+
+
+@register("objective")
+class BagOfWords(Objective):
+    """Cosine of the row's mean visual token with every token embedding -> softmax -> the row's supervised words.
+
+    No LLM layer runs and nothing is added to the model, so a step costs next to nothing, and the embedder starts out
+    speaking in the directions of words that the frozen LLM already understands. This is not part of EViP: it stands
+    in, at demo scale, for the hundreds of millions of pairs with which the paper's embedder learns to see. Source of
+    the idea: visual features from the words of captions (Joulin et al., arXiv 1511.02251).
+
+    Args:
+        temperature: Divides the cosine.
+    """
+
+    def __init__(self, temperature: float = 0.04) -> None:
+        self.temperature = temperature
+
+    def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not batch.tiles.shape[0]:
+            raise UserError(f"objective BagOfWords: the batch of {batch.keys[0]!r} has no image; give it image data only")
+        visual_ND = net.patch_embedder(batch.tiles).float()  # type: ignore[operator]
+        lengths = torch.tensor(batch.row_lengths)
+        row_T = torch.arange(batch.num_rows).repeat_interleave(lengths).to(visual_ND.device)
+        mean_RD = visual_ND.new_zeros(batch.num_rows, visual_ND.shape[1])
+        mean_RD = mean_RD.index_add(0, row_T[batch.image_slots], visual_ND)  # the sum: a cosine does not see the length
+        words_VD = net.backbone.embed(torch.arange(net.backbone.vocab_size, device=visual_ND.device))  # type: ignore
+        cosine_RV = F.normalize(mean_RD, dim=-1) @ F.normalize(words_VD.detach().float(), dim=-1).T
+        logits_SV = cosine_RV[row_T[batch.supervised]] / self.temperature
+        weights_S = batch.weights[batch.supervised]
+        ce_S = F.cross_entropy(logits_SV, batch.labels[batch.supervised], reduction="none")
+        return (weights_S * ce_S).sum(), weights_S.sum()

@@ -1,0 +1,1 @@
+"""Which tokens go to which expert."""

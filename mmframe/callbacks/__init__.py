@@ -1,0 +1,1 @@
+"""Callbacks and loggers of a run: progress line, throughput, append-only metrics."""

@@ -1,0 +1,109 @@
+"""Throughput, memory and gradient norms in the logged metrics."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from mmframe.freezing import component_of
+
+
+class Throughput(Callback):
+    """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, peak memory, gradient norms.
+
+    The module tells what a batch held: `step_stats = {"tokens": ..., "image_tokens": ..., "supervised": ...}`.
+    Times of validation and of checkpoints are not counted. The rank's own tokens are logged, times the world size.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.image_tokens = 0
+        self.supervised = 0
+        self._busy = 0.0
+        self._seen = 0
+        self._seen_image = 0
+        self._logged = 0
+        self._start = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not self._start:
+            self._start = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        stats = getattr(pl_module, "step_stats", None) or {}
+        self.tokens += stats.get("tokens", 0)
+        self.image_tokens += stats.get("image_tokens", 0)
+        self.supervised += stats.get("supervised", 0)
+        now = time.monotonic()
+        self._busy += now - self._start
+        self._start = now
+        step = trainer.global_step
+        if step == self._logged or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            return
+        self._logged = step
+        tokens, image = self.tokens - self._seen, self.image_tokens - self._seen_image
+        values = {
+            "train/tokens_per_s": tokens / max(self._busy, 1e-9) * trainer.world_size,
+            "train/image_token_share": image / max(tokens, 1),
+            "train/tokens": float(self.tokens) * trainer.world_size,
+            **memory(),
+        }
+        pl_module.log_dict(values, batch_size=1)
+        self._seen, self._seen_image, self._busy = self.tokens, self.image_tokens, 0.0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._paused = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start += time.monotonic() - self._paused
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log_dict({f"grad_norm/{k}": v for k, v in gradient_norms(pl_module).items()}, batch_size=1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"tokens": self.tokens, "image_tokens": self.image_tokens, "supervised": self.supervised}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.tokens, self.image_tokens = state_dict["tokens"], state_dict["image_tokens"]
+        self.supervised = state_dict["supervised"]
+        self._seen, self._seen_image = self.tokens, self.image_tokens
+
+
+def memory() -> dict[str, float]:
+    """Peak memory of this process, GiB: resident, and on the GPU where there is one."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"memory/peak_rss_gib": peak / 2**30}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["memory/peak_cuda_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def gradient_norms(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """L2 norm of the gradients of each component that trains."""
+    groups: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            groups.setdefault(part_of(name), []).append(parameter.grad)
+    return {key: _norm(grads) for key, grads in groups.items()}
+
+
+def part_of(name: str) -> str:
+    """The part a parameter belongs to: "embedder", "experts" (the new ones), "text", or its top-level name."""
+    name = name.removeprefix("net.")
+    if name.startswith("backbone."):
+        return "text" if ", " not in (part := component_of(name)) or part.endswith(", text") else "experts"
+    return {"patch_embedder": "embedder"}.get(name.split(".")[0], name.split(".")[0])
+
+
+def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
+    total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""The command line: `lightning`, `mmframe` and `python -m mmframe`."""

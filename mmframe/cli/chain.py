@@ -1,0 +1,231 @@
+"""The stages of a recipe in order: each in its own directory, each from the weights before it, none of them twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmframe.cli.arguments import RunArguments
+from mmframe.cli.check import check
+from mmframe.cli.job import Handover, Job
+from mmframe.cli.recipe import Recipe, load_recipe, recipe_hash
+from mmframe.cli.run_dir import RunDir, State, is_rank_zero
+from mmframe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the chain (or the only run of a recipe without stages)."""
+
+    stage: str | None
+    config: dict[str, Any]
+    run: RunDir
+    fixed_start: bool
+    """The recipe or the command line says which weights this stage starts from."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps; 0 when the stage does not say."""
+        return max(0, int((self.config.get("trainer") or {}).get("max_steps") or 0))
+
+
+class Chain:
+    """A recipe, checked, with its run directory.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        UserError: For mistakes in the recipe or the command line.
+    """
+
+    def __init__(self, args: RunArguments) -> None:
+        recipe = load_recipe(args.configs).with_overrides(args.overrides)
+        recipe.check_stage(args.stage)
+        self.args = args
+        self.name = recipe.name
+        self.root = args.run_dir or Path("runs") / recipe.name
+        self.steps = [self._step(recipe, stage, i) for i, stage in enumerate(recipe.stages or [None])]
+
+    def _step(self, recipe: Recipe, stage: str | None, index: int) -> Step:
+        config = check(recipe, stage)
+        overlay = (recipe.stages.get(stage or "", {}).get("model") or {}).get("init_from")
+        overridden = any(key == "model.init_from" for key, _ in recipe.overrides)
+        if index and overridden and overlay is None and self.args.stage != stage:
+            config["model"].pop("init_from", None)  # on the command line it is the start of the first stage
+            overridden = False
+        fixed = index == 0 or overlay is not None or overridden
+        if not fixed:
+            config["model"].pop("init_from", None)
+        # a single stage given its directory by the chain, or a recipe without stages, uses it as it is
+        path = self.root / stage if stage else self.root
+        return Step(stage, config, RunDir(path), fixed)
+
+    def handover(self, index: int) -> Handover:
+        """What stage `index` (from 0) is told."""
+        if self.args.handover:
+            return Handover.from_json(self.args.handover)
+        step = self.steps[index]
+        total = sum(s.steps for s in self.steps) if all(s.steps for s in self.steps) else 0
+        base = Handover(
+            recipe=self.name,
+            stage=step.stage,
+            index=index + 1,
+            count=len(self.steps),
+            steps_before=sum(s.steps for s in self.steps[:index]) if total else 0,
+            steps_total=total,
+        )
+        if step.fixed_start:
+            return base
+        before = self.steps[index - 1].run
+        return replace(base, init_from=str(before.weights), started_from=before.weights_id())
+
+    def state(self, index: int) -> State:
+        """What is there of stage `index`; raises when it belongs to another recipe."""
+        return self.steps[index].run.state(self.steps[index].config, self.handover(index).started_from)
+
+    def job(self, index: int, state: State) -> Job:
+        """The job of one stage.
+
+        Raises:
+            UserError: If the stage before has not been run.
+        """
+        step, handover = self.steps[index], self.handover(index)
+        if handover.init_from and not Path(handover.init_from).is_file():
+            before = self.steps[index - 1].stage if index else "the stage before"
+            raise UserError(
+                f"stage {step.stage} starts from the weights of {before}, but {handover.init_from} does not exist; "
+                f"run that stage first, or give --model.init_from=FILE (null: from the backbone's own weights)"
+            )
+        resume = step.run.last if state == "cut off" and step.config.get("ckpt_path") is None else None
+        return Job("fit", step.config, step.run, handover, resume, self.args.on("--debug"))
+
+    def selected(self) -> list[int]:
+        """Numbers of the stages to run, from 0."""
+        return [i for i, step in enumerate(self.steps) if self.args.stage in (None, step.stage)]
+
+
+def fit(args: RunArguments) -> int:
+    """Runs a recipe: all stages, or one.
+
+    Returns:
+        Exit code: 0 when everything is done.
+    """
+    chain = Chain(args)
+    if args.on("--dry-run"):
+        return dry_run(chain)
+    fresh = args.on("--force")
+    if fresh and is_rank_zero() and not args.handover:
+        for index in chain.selected():
+            chain.steps[index].run.set_aside()
+    for index in chain.selected():
+        step = chain.steps[index]
+        state: State = "new" if fresh and not is_rank_zero() else chain.state(index)
+        job = chain.job(index, state) if state != "done" else None
+        if job is None:
+            _say(f"{_label(chain, index)} done, skipped ({step.run.path}); --force runs it again")
+            continue
+        if args.handover:
+            pass  # the chain has said it
+        elif job.resume is not None:
+            _say(f"{job.label} was cut off; continues from {job.resume}")
+        else:
+            start = f", from {job.handover.init_from}" if job.handover.init_from else ""
+            _say(f"{job.label} starts in {step.run.path}{start}")
+        alone = step.stage is None or args.stage is not None or args.handover or args.on("--in-process")
+        code = _run_here(job) if alone else _run_process(job)
+        if code:
+            if code not in (2, 130, 143) and not args.handover:  # of these the stage itself has told
+                _say(f"{job.label} ended with exit code {code}; the same command goes on from there")
+            return code
+        if is_rank_zero() and not step.run.done.is_file() and not _is_trial(step.config):
+            _say(f"{job.label} ended without done.json; the same command goes on from there")
+            return 1
+    return 0
+
+
+def _is_trial(config: dict[str, Any]) -> bool:
+    return bool((config.get("trainer") or {}).get("fast_dev_run"))
+
+
+def _label(chain: Chain, index: int) -> str:
+    step = chain.steps[index]
+    return f"[{index + 1}/{len(chain.steps)} {step.stage}]" if step.stage else f"[{chain.name}]"
+
+
+def _say(text: str) -> None:
+    if is_rank_zero():
+        print(text, file=sys.stderr, flush=True)
+
+
+def dry_run(chain: Chain) -> int:
+    """Says what `fit` would do. Everything is resolved and checked; nothing is written."""
+    print(f"recipe {chain.name}, run directory {chain.root}")
+    for index in chain.selected():
+        step = chain.steps[index]
+        fresh = chain.args.on("--force")
+        state: State = "new" if fresh else chain.state(index)
+        does = {"new": "would run", "cut off": "would be continued", "done": "done, would be skipped"}[state]
+        components = ", ".join(
+            f"{key} {value['class_path'].rpartition('.')[2]}"
+            for key, value in {**step.config["model"], "data": step.config["data"]}.items()
+            if isinstance(value, dict) and "class_path" in value
+        )
+        steps = f"{step.steps} steps" if step.steps else "steps not limited"
+        print(f"{_label(chain, index)} {does}: {steps}, hash {recipe_hash(step.config)}; {components}")
+    return 0
+
+
+def _run_here(job: Job) -> int:
+    if job.handover.parent is not None:
+        _end_with(job.handover.parent)
+    from mmframe.cli.lightning_cli import run_job  # imports torch
+
+    return run_job(job)
+
+
+def _run_process(job: Job) -> int:
+    """Runs the stage as `python -m mmframe fit`; SIGTERM and Ctrl-C go on to it."""
+    job.run.start(job.config)
+    told = replace(job.handover, parent=os.getpid())
+    words = [sys.executable, "-m", "mmframe", "fit", "--config", str(job.run.recipe), f"--run-dir={job.run.path}"]
+    words += [f"--handover={told.to_json()}", *(["--debug"] if job.debug else [])]
+    process = subprocess.Popen(words)
+    stopped: list[int] = []
+
+    def pass_on(signum: int, frame: Any) -> None:
+        stopped.append(signum)
+        process.send_signal(signum)
+
+    def noted(signum: int, frame: Any) -> None:
+        stopped.append(signum)  # a terminal sends Ctrl-C to the stage as well
+
+    handlers = {}
+    try:
+        handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on), signal.SIGINT: signal.signal(signal.SIGINT, noted)}
+    except ValueError:  # not in the main thread: signals stay with whoever has them
+        pass
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stopped:
+        return 128 + stopped[0]
+    return 128 - code if code < 0 else code
+
+
+def _end_with(parent: int) -> None:
+    """On Linux the kernel sends SIGTERM when the chain ends, so that no stage goes on alone and meets its successor."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        raise UserError("the chain that started this stage has ended")

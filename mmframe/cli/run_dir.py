@@ -1,0 +1,116 @@
+"""The directory of one stage: what is in it, whether it is done, cut off or of another recipe. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from mmframe.cli.recipe import differing_keys, recipe_hash
+from mmframe.cli.yamlio import dump, load
+from mmframe.errors import UserError
+
+State = Literal["new", "cut off", "done"]
+
+
+class RunDir:
+    """Files of one stage's run.
+
+    recipe.yaml  what was asked for      config.yaml  the same with every default      meta.json  code, versions, seed
+    metrics.jsonl   checkpoints/last.ckpt (true resume)   weights.safetensors (hand-over)   done.json (written last)
+
+    Args:
+        path: The directory; made when something is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.config = path / "config.yaml"
+        self.meta = path / "meta.json"
+        self.last = path / "checkpoints" / "last.ckpt"
+        self.weights = path / "weights.safetensors"
+        self.done = path / "done.json"
+
+    def state(self, config: dict[str, Any], started_from: str | None = None) -> State:
+        """What an earlier run left here.
+
+        Args:
+            config: The resolved configuration that is to run.
+            started_from: Identity of the weights that it is to start from.
+
+        Raises:
+            UserError: If the earlier run had another recipe or started from other weights.
+        """
+        state: State = "done" if self.done.is_file() else "cut off" if self.last.exists() else "new"
+        if state == "new" or not self.recipe.is_file():
+            return state
+        ways = "use another --run-dir, or --force to start over"
+        earlier, _ = load(self.recipe)
+        if recipe_hash(earlier) != recipe_hash(config):
+            keys = differing_keys(earlier, config)
+            raise UserError(f"{self.path}: holds a run ({state}) of another recipe; they differ in {_few(keys)}; {ways}")
+        before = read_json(self.meta).get("started_from")
+        if started_from is not None and before is not None and before != started_from:
+            raise UserError(f"{self.path}: holds a run ({state}) that started from older weights; {ways}")
+        return state
+
+    def weights_id(self) -> str | None:
+        """Identity of the weights that a finished run wrote."""
+        return read_json(self.done).get("weights_id") if self.done.is_file() else None
+
+    def set_aside(self) -> None:
+        """Moves what is here to a sibling "<name>.old-N", so that the stage starts over and nothing is lost."""
+        if not self.path.exists():
+            return
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(target)
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Writes recipe.yaml."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.recipe, dump(config))
+
+
+def _few(keys: list[str], limit: int = 6) -> str:
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Content of a JSON file; {} when it is missing or was cut off."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a file completely or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+def write_numbered(file: Path, text: str) -> Path:
+    """Writes `file`, or `name.N.ext` beside it when it exists with another content. Nothing is overwritten."""
+    number, target = 0, file
+    while target.exists():
+        if target.read_text(encoding="utf-8") == text:
+            return target
+        number += 1
+        target = file.with_name(f"{file.stem}.{number}{file.suffix}")
+    write_atomically(target, text)
+    return target
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of a distributed run (or the only one), known before torch is loaded."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)

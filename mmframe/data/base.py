@@ -1,0 +1,177 @@
+"""MultimodalData: rows from a source of samples, in an order that a killed run takes up again exactly."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import lightning as L
+from torch.utils.data import Dataset, DistributedSampler, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from mmframe.batch import Batch, Sample
+from mmframe.contracts import PatchEmbedder
+from mmframe.errors import UserError
+from mmframe.processing import ChatProcessor
+
+
+class Rows(Protocol):
+    """Rows of an epoch. `sample` is a pure function: the same epoch and index give the same tensors anywhere."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, epoch: int, index: int) -> Sample: ...
+
+
+class MultimodalData(L.LightningDataModule):
+    """Base of the data components: makes sized, stateful loaders over the rows that a subclass builds.
+
+    The tokenizer and the patch embedder are the model's own, taken from the trainer at set-up (or from `connect`), so
+    text cannot be tokenised in one way and learnt in another.
+
+    Args:
+        batch_size: Rows of a batch, for each device.
+        val_batch_size: The same in validation; None takes batch_size.
+        seed: Of the order and of everything drawn.
+        num_workers: Loader processes; 0 loads in the training process.
+    """
+
+    def __init__(
+        self, batch_size: int = 8, val_batch_size: int | None = None, seed: int = 0, num_workers: int = 0
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
+            raise UserError(f"data: batch_size={batch_size}, val_batch_size={val_batch_size} must be at least 1")
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self.processor: ChatProcessor | None = None
+        self.train_rows: Rows | None = None
+        self.val_rows: Rows | None = None
+
+    @abstractmethod
+    def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Rows | None]:
+        """Rows for training and for validation (None if there are none)."""
+
+    def connect(self, processor: ChatProcessor, embedder: PatchEmbedder) -> MultimodalData:
+        """Builds the rows for this processor and patch embedder; returns itself. For use without a trainer."""
+        self.processor = processor
+        self.train_rows, self.val_rows = self.build(processor, embedder)
+        return self
+
+    def setup(self, stage: str) -> None:
+        if self.train_rows is None:
+            assert self.trainer is not None
+            module: Any = self.trainer.lightning_module
+            self.connect(module.processor, module.net.patch_embedder)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        assert self.train_rows is not None, "setup() or connect() comes first"
+        return self._loader(self.train_rows, self.batch_size)
+
+    def val_dataloader(self) -> StatefulDataLoader | list:
+        return [] if self.val_rows is None else self._loader(self.val_rows, self.val_batch_size)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, _Failure):
+            raise UserError(batch.message)
+        return batch
+
+    def _loader(self, rows: Rows, batch_size: int) -> StatefulDataLoader:
+        trainer = self.trainer
+        sampler = EpochSampler(
+            len(rows), rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1
+        )
+        with warnings.catch_warnings():  # torchdata calls a deprecated function of torch and cannot help it
+            warnings.filterwarnings("ignore", message=".*set_vital.*")
+            return StatefulDataLoader(
+                _RowDataset(rows),
+                batch_size=batch_size,
+                sampler=sampler,
+                collate_fn=_collate,
+                num_workers=self.num_workers,
+            )
+
+
+class EpochSampler(DistributedSampler):
+    """Yields (epoch, index) for this rank's share of an epoch, and remembers where it is.
+
+    Rank r of w takes every w-th index, so the rows of a global batch do not depend on the number of ranks. A last
+    incomplete round is filled up from the start of the epoch.
+
+    It counts epochs itself and carries the count in its state: Lightning tells a sampler the epoch only after a
+    resumed run has fetched its first batch. It derives from DistributedSampler lest Lightning puts one in its place.
+    """
+
+    def __init__(self, num_rows: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(num_rows), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        self.num_rows, self.next_epoch = num_rows, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        pass  # see the class: our own count is the right one
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.num_replicas)
+
+    def __iter__(self) -> _EpochIterator:  # type: ignore[override]
+        return _EpochIterator(self)
+
+
+class _EpochIterator(Iterator):
+    """One epoch of an EpochSampler; its state makes a resumed loader go on at the very next row."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler, self.epoch, self.place = sampler, sampler.next_epoch, 0
+        sampler.next_epoch += 1
+
+    def __next__(self) -> tuple[int, int]:
+        if self.place >= len(self.sampler):
+            raise StopIteration
+        index = self.place * self.sampler.num_replicas + self.sampler.rank
+        self.place += 1
+        return self.epoch, index % self.sampler.num_rows
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.place = state["epoch"], state["place"]
+        self.sampler.next_epoch = self.epoch + 1
+
+
+class _RowDataset(Dataset):
+    """Map-style view of rows, indexed by (epoch, index)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample | _Failure:
+        if get_worker_info() is None:
+            return self.rows.sample(*place)
+        try:
+            return self.rows.sample(*place)
+        except UserError as error:  # a worker would wrap it in a traceback of many lines; the main process raises it
+            return _Failure(str(error))
+
+
+class _Failure:
+    """A user's mistake found in a loader process, on its way to the main process."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+    try:
+        return Batch.collate(samples)  # type: ignore[arg-type]
+    except UserError as error:
+        if get_worker_info() is None:
+            raise
+        return _Failure(str(error))

@@ -1,0 +1,153 @@
+"""ConversationData: conversations and questions about images, from JSONL files."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmframe.batch import Sample
+from mmframe.contracts import PatchEmbedder
+from mmframe.data.base import MultimodalData, Rows
+from mmframe.data.order import permutation
+from mmframe.data.records import Record, TileStore, read_records
+from mmframe.data.rows import SourcePlan
+from mmframe.errors import UserError
+from mmframe.paths import data_path
+from mmframe.processing import ChatProcessor
+from mmframe.registry import register
+
+
+@register("data")
+class ConversationData(MultimodalData):
+    """Conversations and questions about images, from one or several JSONL files.
+
+    A record is one line, {"id", "image": path or list, "conversations": [{"from": "human", "value": "<image>\\n..."},
+    {"from": "gpt", "value": "..."}]}, or has "questions": [[question, answer], ...] in place of "conversations":
+    independent questions about the same image, several of which share one row. Records without an image are text.
+    The order is a pure function of (seed, epoch, index).
+
+    Args:
+        train: JSONL files; `demo:easy_vqa/train.jsonl` names a file of the demo data.
+        val: JSONL files for validation; all of their rows, in order.
+        weights: Passes over each training file in an epoch (1 = each row once); null is 1 for all.
+        batch_size: Rows of a batch, for each device.
+        val_batch_size: The same in validation; null takes batch_size.
+        max_tiles: Most tiles of a row's images, thumbnails not counted; 1 resizes each image to one tile.
+        questions_per_image: Most questions that share an image in a row; null puts all of them there.
+        balance: none; answer = every answer equally often; question = the answers of each wording equally often.
+        exclude_answers: Questions with these answers are left out, in training and validation.
+        seed: Of the order and of everything drawn.
+        num_workers: Loader processes; 0 loads in the training process.
+        cache_mb: Decoded images are kept in memory up to this size, for each process.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | list[str] | None = None,
+        weights: list[float] | None = None,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        max_tiles: int = 1,
+        questions_per_image: int | None = None,
+        balance: str = "none",
+        exclude_answers: list[str] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_mb: int = 256,
+    ) -> None:
+        super().__init__(batch_size, val_batch_size, seed, num_workers)
+        self.train_files = [train] if isinstance(train, str) else list(train)
+        self.val_files = [val] if isinstance(val, str) else list(val or [])
+        self.weights = [1.0] * len(self.train_files) if weights is None else list(weights)
+        if len(self.weights) != len(self.train_files) or min(self.weights, default=0) <= 0:
+            raise UserError(f"data: weights={weights} must be {len(self.train_files)} positive numbers, one a file")
+        if max_tiles < 1:
+            raise UserError(f"data: max_tiles={max_tiles} must be at least 1")
+        self.max_tiles, self.questions_per_image, self.balance = max_tiles, questions_per_image, balance
+        self.exclude_answers, self.cache_mb = frozenset(exclude_answers or ()), cache_mb
+
+    def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Rows | None]:
+        store = TileStore(processor, embedder.image_size, self.cache_mb * 2**20)
+
+        def rows(files: list[str], weights: Sequence[float], training: bool) -> Rows:
+            sources = [self._read(file) for file in files]
+            balance = self.balance if training else "none"
+            plans = [
+                SourcePlan(records, self.questions_per_image, balance, self.seed, stream, shuffle=training)
+                for stream, records in enumerate(sources)
+            ]
+            shuffle_seed = self.seed if training else None
+            return ConversationRows(sources, plans, weights, processor, embedder, store, self.max_tiles, shuffle_seed)
+
+        validation = rows(self.val_files, [1.0] * len(self.val_files), False) if self.val_files else None
+        return rows(self.train_files, self.weights, True), validation
+
+    def _read(self, file: str) -> list[Record]:
+        hint = "; run: python -m mmframe.data.demo" if file.startswith("demo:") else ""
+        records = read_records(data_path(file), hint)
+        if not self.exclude_answers:
+            return records
+        kept = [
+            replace(r, questions=tuple((q, a) for q, a in r.questions if a not in self.exclude_answers))
+            for r in records
+        ]
+        return [r for r in kept if r.questions or r.conversation is not None]
+
+
+class ConversationRows:
+    """The rows of an epoch over several sources, mixed.
+
+    An epoch takes round(weight * rows) rows of each source, going on in the source where the last epoch stopped: a
+    weight of 0.1 has seen everything once after ten epochs.
+
+    Args:
+        sources: the records of each source.
+        plans: how each source is cut into rows.
+        weights: passes over each source in an epoch.
+        seed: of the mix; None keeps the rows in order.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Record]],
+        plans: Sequence[SourcePlan],
+        weights: Sequence[float],
+        processor: ChatProcessor,
+        embedder: PatchEmbedder,
+        store: TileStore,
+        max_tiles: int,
+        seed: int | None,
+    ) -> None:
+        self.sources, self.plans, self.seed = sources, plans, seed
+        self.processor, self.embedder, self.store, self.max_tiles = processor, embedder, store, max_tiles
+        self.counts = [max(1, round(w * plan.num_rows)) for w, plan in zip(weights, plans, strict=True)]
+        self._mixed: tuple[int, Sequence[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def sample(self, epoch: int, index: int) -> Sample:
+        """The row at a place of an epoch."""
+        source, record, questions = self.locate(epoch, index)
+        images = self.store.load(record.images, self.max_tiles, record.key)
+        if record.conversation is not None:
+            return self.processor.encode(record.conversation, images, self.embedder, self.max_tiles, record.key)
+        asked = [record.questions[q] for q in questions]
+        return self.processor.encode_branches(asked, images, self.embedder, self.max_tiles, record.key)
+
+    def locate(self, epoch: int, index: int) -> tuple[int, Record, tuple[int, ...]]:
+        """(source, record, questions) at a place of an epoch."""
+        place = int(self._mix(epoch)[index])
+        for source, count in enumerate(self.counts):
+            if place < count:
+                passed, row = divmod(epoch * count + place, self.plans[source].num_rows)
+                record, questions = self.plans[source].row(passed, row)
+                return source, self.sources[source][record], questions
+            place -= count
+        raise IndexError(index)
+
+    def _mix(self, epoch: int) -> Sequence[int]:
+        if self.seed is None:
+            return range(len(self))
+        if self._mixed[0] != epoch:
+            self._mixed = (epoch, permutation(len(self), self.seed, epoch, 3))  # type: ignore[assignment]
+        return self._mixed[1]

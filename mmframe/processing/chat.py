@@ -1,0 +1,352 @@
+"""ChatProcessor: a conversation and its images become one row of tokens, with labels on the answers alone.
+
+The same code makes training rows, rows of several questions that share an image, and prompts for generation, so
+they cannot differ.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmframe import images as pictures
+from mmframe.batch import IGNORE, Sample
+from mmframe.contracts import Component, PatchEmbedder
+from mmframe.errors import UserError
+from mmframe.kinds import TokenKind
+from mmframe.processing.templates import get_template
+from mmframe.processing.tokenizer import Tokenizer
+from mmframe.registry import register
+
+PLACEHOLDER = "<image>"
+
+Turn = Mapping[str, str]
+"""{"from": "human" or "gpt", "value": text}; the first turn may be {"from": "system", ...}."""
+
+
+@register("processor")
+class ChatProcessor(Component):
+    """Conversation + images -> Sample.
+
+    Args:
+        tokenizer: Text to ids.
+        template: internlm2-chat, chatml or plain.
+        mean: Per channel, pixels in 0..1.
+        std: Per channel, pixels in 0..1.
+        subtract_median: Take away each picture's own median colour before mean and std (flat backgrounds become 0).
+        image_start: Special token before the slots of an image, or null for none.
+        image_end: Special token after the slots of an image, or null for none.
+        system: System message; null takes the template's, "" writes none.
+        thumbnail: Append the whole picture as the last tile when it is cut into several.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str = "chatml",
+        mean: Sequence[float] = pictures.IMAGENET_MEAN,
+        std: Sequence[float] = pictures.IMAGENET_STD,
+        subtract_median: bool = False,
+        image_start: str | None = None,
+        image_end: str | None = None,
+        system: str | None = None,
+        thumbnail: bool = True,
+    ) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(f"processor: mean={list(mean)} and std={list(std)} must be 3 numbers each, std above 0")
+        self.tokenizer = tokenizer
+        self.template = get_template(template)
+        self.mean, self.std, self.subtract_median = tuple(mean), tuple(std), subtract_median
+        self.thumbnail = thumbnail
+        self.system = self.template.system if system is None else system
+        self._start = [] if image_start is None else [tokenizer.special_id(image_start)]
+        self._end = [] if image_end is None else [tokenizer.special_id(image_end)]
+        marker = self.template.answer_end
+        self.end_id = tokenizer.eos_id if marker is None else tokenizer.special_id(marker)
+        if self.template.bos and tokenizer.bos_id is None:
+            raise UserError(f"template {template!r} opens with a bos token, but {type(tokenizer).__name__} has none")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a generated answer."""
+        return tuple(sorted({self.end_id, self.tokenizer.eos_id}))
+
+    def cut(self, image: Image.Image, tile: int, max_tiles: int) -> Tensor:
+        """Tiles of a picture, uint8 [n, 3, tile, tile]; `encode` takes them in place of the picture."""
+        return pictures.cut_tiles(image, tile, max_tiles, self.thumbnail)
+
+    def encode(
+        self,
+        conversation: Sequence[Turn],
+        images: Sequence[Image.Image | Tensor],
+        embedder: PatchEmbedder,
+        max_tiles: int = 1,
+        key: str = "",
+    ) -> Sample:
+        """A training row; what the assistant says and the token that ends it are supervised, nothing else.
+
+        Args:
+            conversation: turns; the k-th <image> in the user's turns is the k-th image. One image without any
+                <image> stands before the first question.
+            images: pictures, or their uint8 tiles from `cut`.
+            embedder: says the tile size and how many slots a tile needs.
+            max_tiles: most tiles of the row's pictures, shared evenly among them; thumbnails not counted.
+            key: name of the sample in error messages.
+
+        Raises:
+            UserError: placeholders and images differ in number, or the turns do not alternate.
+        """
+        row = _Row(self, images, embedder, max_tiles, key)
+        self._write(row, _alternating(conversation, len(images), key))
+        return row.sample()
+
+    def encode_branches(
+        self,
+        questions: Sequence[tuple[str, str]],
+        images: Sequence[Image.Image | Tensor],
+        embedder: PatchEmbedder,
+        max_tiles: int = 1,
+        key: str = "",
+    ) -> Sample:
+        """A training row of several questions about the same images, which stand in front once.
+
+        The questions do not see one another: trunk + branch k holds exactly the tokens and positions of a row made
+        of question k alone.
+
+        Args:
+            questions: (question, answer) pairs, without <image>.
+
+        Raises:
+            UserError: no questions, or a question holds <image>.
+        """
+        if not questions:
+            raise UserError(f"sample {key!r}: no questions")
+        row = self._trunk(images, embedder, max_tiles, key)
+        for number, (question, answer) in enumerate(questions, 1):
+            if len(questions) > 1:  # one question is no branch: plain causal attention is enough
+                row.start_branch(number)
+            self._ask(row, question)
+            self._answer(row, answer.strip(), last=True)
+        return row.sample()
+
+    def encode_shared_prompt(
+        self,
+        questions: Sequence[str],
+        images: Sequence[Image.Image | Tensor],
+        embedder: PatchEmbedder,
+        max_tiles: int = 1,
+        key: str = "",
+    ) -> tuple[Sample, list[Sample]]:
+        """Prompts that share their beginning: (the trunk with the images, the rest of the prompt of each question).
+
+        Trunk + rest k is what `encode_prompt` makes of question k; positions of the rest go on from the trunk's end.
+        The trunk need run only once, into a cache (see mmframe.generation.prefill).
+        """
+        trunk = self._trunk(images, embedder, max_tiles, key)
+        rests = []
+        for question in questions:
+            rest = _Row(self, (), embedder, max_tiles, key, position=len(trunk.ids))
+            self._ask(rest, question)
+            rest.text(self.template.answer_start, special=True)
+            rests.append(rest.sample())
+        return trunk.sample(), rests
+
+    def encode_prompt(
+        self,
+        conversation: str | Sequence[Turn],
+        images: Sequence[Image.Image | Tensor],
+        embedder: PatchEmbedder,
+        max_tiles: int = 1,
+        key: str = "",
+    ) -> Sample:
+        """The row that a generation starts from: ends where the answer begins, without labels.
+
+        Args:
+            conversation: a question, or turns that end with the user's; with several images and no <image> in a
+                question given as a string, all stand in front.
+        """
+        if isinstance(conversation, str):
+            count = 0 if PLACEHOLDER in conversation else len(images)
+            conversation = [{"from": "human", "value": f"{PLACEHOLDER}\n" * count + conversation}]
+        turns = _alternating(conversation, len(images), key)
+        if turns[-1][0] != "human":
+            raise UserError(f"sample {key!r}: a prompt must end with a turn of the user")
+        row = _Row(self, images, embedder, max_tiles, key)
+        self._write(row, turns)
+        row.text(self.template.answer_start, special=True)
+        return row.sample()
+
+    def encode_text(self, text: str, key: str = "") -> Sample:
+        """A row of plain text where every token after the first is supervised (language modelling, text NLL)."""
+        bos = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
+        ids = bos + self.tokenizer.encode(text)
+        return Sample.from_ids(ids, labels=[*ids[1:], IGNORE][: len(ids)], key=key)
+
+    @property
+    def _after_image(self) -> str:
+        return "\n" if self.template.keep_image_newline else ""
+
+    def _write(self, row: "_Row", turns: list[tuple[str, str]]) -> None:
+        system = turns.pop(0)[1] if turns and turns[0][0] == "system" else self.system
+        self._open(row, system)
+        for place, (who, text) in enumerate(turns):
+            if who == "gpt":
+                self._answer(row, text, last=place == len(turns) - 1)
+                continue
+            row.text(self.template.user_start, special=True)
+            first, *others = text.split(PLACEHOLDER)
+            row.text(first, special=False)
+            for part in others:
+                row.image(row.images_placed)
+                if part.startswith("\n"):  # on its own, as in encode_branches
+                    row.text(self._after_image, special=False)
+                    part = part[1:]
+                row.text(part, special=False)
+            row.text(self.template.user_end, special=True)
+        row.check_all_placed()
+
+    def _trunk(
+        self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder, max_tiles: int, key: str
+    ) -> "_Row":
+        """What questions about the same images share: everything before the question."""
+        row = _Row(self, images, embedder, max_tiles, key)
+        self._open(row, self.system)
+        row.text(self.template.user_start, special=True)
+        for index in range(len(images)):
+            row.image(index)
+            row.text(self._after_image, special=False)
+        return row
+
+    def _open(self, row: "_Row", system: str) -> None:
+        if self.template.bos:
+            row.marker(self.tokenizer.bos_id)
+        if system and self.template.system_start:
+            row.text(self.template.system_start, special=True)
+            row.text(system, special=False)
+            row.text(self.template.system_end, special=True)
+
+    def _ask(self, row: "_Row", question: str) -> None:
+        if PLACEHOLDER in question:
+            raise UserError(f"sample {row.key!r}: a question holds {PLACEHOLDER}; shared images stand in front of it")
+        row.text(question.strip(), special=False)
+        row.text(self.template.user_end, special=True)
+
+    def _answer(self, row: "_Row", answer: str, last: bool) -> None:
+        row.text(self.template.answer_start, special=True)
+        if answer:  # an empty answer leaves the turn open and teaches nothing, as the reference does
+            row.text(answer, special=False, supervised=True)
+            row.marker(self.end_id, supervised=True)
+            if not last:
+                row.text(self.template.answer_gap, special=True)
+
+
+def _alternating(conversation: Sequence[Turn], num_images: int, key: str) -> list[tuple[str, str]]:
+    """Turns as (who, stripped text), checked; a leading answer is dropped, a lone image gets its placeholder."""
+    turns = [(turn.get("from", ""), turn.get("value", "").strip()) for turn in conversation]
+    system = [turns.pop(0)] if turns and turns[0][0] == "system" else []
+    if turns and turns[0][0] == "gpt":
+        turns = turns[1:]
+    if not turns:
+        raise UserError(f"sample {key!r}: the conversation has no turn of the user")
+    for place, (who, _) in enumerate(turns):
+        expected = ("human", "gpt")[place % 2]
+        if who != expected:
+            raise UserError(f"sample {key!r}: turn {place} is from {who!r}, not {expected!r}; turns must alternate")
+    if num_images == 1 and not any(PLACEHOLDER in text for who, text in turns if who == "human"):
+        turns[0] = ("human", f"{PLACEHOLDER}\n{turns[0][1]}")
+    return system + turns
+
+
+@dataclass
+class _Row:
+    """A row under construction: columns of equal length, written from left to right."""
+
+    processor: ChatProcessor
+    images: Sequence[Image.Image | Tensor]
+    embedder: PatchEmbedder
+    max_tiles: int
+    key: str
+    ids: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    branches: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    tiles: list[Tensor] = field(default_factory=list)
+    branch: int = 0
+    position: int = 0
+    images_placed: int = 0
+    trunk_length: int = 0
+
+    def text(self, text: str, special: bool, supervised: bool = False) -> None:
+        """Appends a text; pieces are encoded one by one, which is exact where they meet at a marker or line break."""
+        if text:
+            self._add(self.processor.tokenizer.encode(text, special), TokenKind.TEXT, supervised)
+
+    def marker(self, token: int | None, supervised: bool = False) -> None:
+        assert token is not None
+        self._add([token], TokenKind.TEXT, supervised)
+
+    def image(self, index: int) -> None:
+        """Appends an image: start marker, as many slots as its tiles have visual tokens, end marker."""
+        self.images_placed += 1
+        if index >= len(self.images):
+            return  # counted, and refused by check_all_placed with both numbers
+        side = self.embedder.image_size
+        given = self.images[index]
+        share = max(1, self.max_tiles // len(self.images))
+        tiles = given if isinstance(given, Tensor) else self.processor.cut(given, side, share)
+        height, width = tiles.shape[2:]
+        slots = tiles.shape[0] * self.embedder.num_tokens(height, width)
+        self._add(self.processor._start, TokenKind.BOUNDARY)
+        self._add([self.processor.tokenizer.pad_id] * slots, TokenKind.IMAGE, block=index)
+        self._add(self.processor._end, TokenKind.BOUNDARY)
+        p = self.processor
+        self.tiles.append(pictures.normalize(tiles, p.mean, p.std, p.subtract_median))
+
+    def start_branch(self, branch: int) -> None:
+        if not self.branch:
+            self.trunk_length = len(self.ids)
+        self.branch = branch
+        self.position = self.trunk_length  # each branch goes on from the trunk's end
+
+    def check_all_placed(self) -> None:
+        placed, given = self.images_placed, len(self.images)
+        if placed != given:
+            missing = f"image {min(placed, given)} has no " + ("picture" if placed > given else f"{PLACEHOLDER}")
+            raise UserError(
+                f"sample {self.key!r}: {placed} {PLACEHOLDER} placeholders but {given} images ({missing}); "
+                "make the counts equal"
+            )
+
+    def sample(self) -> Sample:
+        # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
+        labels = [
+            following if wanted and here == there else IGNORE
+            for following, wanted, here, there in zip(
+                self.ids[1:], self.supervised[1:], self.branches[:-1], self.branches[1:], strict=True
+            )
+        ]
+        labels = (labels + [IGNORE])[: len(self.ids)]
+        return Sample.from_ids(
+            self.ids,
+            kinds=self.kinds,
+            labels=labels,
+            positions=self.positions,
+            branches=self.branches,
+            blocks=self.blocks,
+            tiles=torch.cat(self.tiles) if self.tiles else None,
+            key=self.key,
+        )
+
+    def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
+        count = len(ids)
+        self.ids += ids
+        self.positions += range(self.position, self.position + count)
+        self.position += count
+        self.kinds += [int(kind)] * count
+        self.supervised += [supervised] * count
+        self.branches += [self.branch] * count
+        self.blocks += [block] * count

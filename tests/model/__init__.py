@@ -1,0 +1,1 @@
+"""Promises of the model: what it computes, what trains, what it remembers."""
