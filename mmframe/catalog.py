@@ -294,9 +294,23 @@ def model_signature() -> Signature:
 @functools.cache
 def trainer_signature() -> Signature:
     """Arguments of Lightning's Trainer: the keys of `trainer:`."""
+    file = _lightning() / "trainer" / "trainer.py"
+    trainer = Sources({"lightning.pytorch.trainer.trainer": file})
+    return trainer.signature(trainer.classes(file)["Trainer"])
+
+
+@functools.cache
+def callback_names() -> list[str]:
+    """Names of Lightning's own callbacks, which recipes may give without a module."""
+    tree = ast.parse((_lightning() / "callbacks" / "__init__.py").read_text(encoding="utf-8"))
+    names = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    return sorted(names)
+
+
+def _lightning() -> Path:
     spec = find_spec("lightning")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("package 'lightning' is not installed; run: pip install 'lightning>=2.5.5,<2.7'")
-    file = Path(spec.submodule_search_locations[0], "pytorch", "trainer", "trainer.py")
-    trainer = Sources({"lightning.pytorch.trainer.trainer": file})
-    return trainer.signature(trainer.classes(file)["Trainer"])
+    return Path(spec.submodule_search_locations[0], "pytorch")

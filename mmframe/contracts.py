@@ -161,8 +161,12 @@ class FreezingPolicy(Component, ABC):
     """Which parameters train in a stage, at parameter level, with learning-rate groups."""
 
     @abstractmethod
-    def groups(self) -> dict[str, TrainableGroup]:
-        """Named groups of trainable parameters; whatever none of them matches is frozen."""
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
+        """Named groups of trainable parameters; whatever none of them matches is frozen.
+
+        Args:
+            experts: The router's expert names, so that one policy serves a model with and without visual experts.
+        """
 
 
 class Objective(Component, ABC):

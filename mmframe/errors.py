@@ -30,13 +30,25 @@ def nearest(word: str, options: Iterable[str]) -> str:
         options: What would have been accepted.
     """
     by_lower = {str(option).lower(): str(option) for option in options}
-    found = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.55)
+    wanted = str(word).lower()
+    found = difflib.get_close_matches(wanted, by_lower, n=1, cutoff=0.55)
+    if not found and len(wanted) > 2:
+        found = [option for option in by_lower if wanted in option][:1]  # a part of the name, as in "s1_2"
     return f"did you mean {by_lower[found[0]]!r}?" if found else ""
 
 
-def suggest(word: str, options: Iterable[str], limit: int = 40) -> str:
-    """Returns the did-you-mean text followed by the allowed values, for the end of an error line."""
+def suggest(word: str, options: Iterable[str], limit: int = 12) -> str:
+    """Returns the did-you-mean text and the allowed values, for the end of an error line.
+
+    Args:
+        word: What the user wrote; "" for nothing.
+        options: What would have been accepted.
+        limit: Longer lists are cut, if something is near.
+    """
     names = [str(option) for option in options]
-    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    hint = nearest(word, names)
-    return (hint + " " if hint else "") + (f"allowed: {shown}" if names else "nothing is allowed here")
+    hint = nearest(word, names) if word else ""
+    if not names:
+        return "nothing is allowed here"
+    shown = names[:limit] if hint else names
+    more = f", ... ({len(names)} in all)" if len(shown) < len(names) else ""
+    return f"{hint + ' ' if hint else ''}allowed: {', '.join(shown)}{more}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mmframe.batch import Batch, Sample
 from mmframe.generation import generate, prefill
-from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
 
@@ -27,20 +26,6 @@ class Asked:
 
     image: int
     question: str
-
-
-def split_at_image(prompt: Sample) -> tuple[Sample, Sample]:
-    """A prompt cut behind its last image slot: what all questions about the image share, and the rest."""
-    slots = (prompt.kinds == TokenKind.IMAGE).nonzero().flatten()
-    cut = int(slots[-1]) + 1 if len(slots) else 0
-
-    def part(piece: slice, tiles: Tensor) -> Sample:
-        columns = {
-            f.name: getattr(prompt, f.name)[piece] for f in fields(prompt) if f.name not in ("key", "tiles")
-        }
-        return replace(prompt, tiles=tiles, **columns)
-
-    return part(slice(None, cut), prompt.tiles), part(slice(cut, None), prompt.tiles[:0])
 
 
 @torch.no_grad()
@@ -84,12 +69,11 @@ def answer_questions(
         rests: list[tuple[int, int, Sample]] = []  # question number, row of its trunk, tokens after the image
         for row, image in enumerate(chunk):
             tiles = _tiles(net, processor, pictures[image], max_tiles, blind)
-            for number in by_image[image]:
-                prompt = processor.encode_prompt(asked[number].question, [tiles], net.patch_embedder, max_tiles)
-                trunk, rest = split_at_image(prompt)
-                if len(trunks) == row:
-                    trunks.append(trunk)
-                rests.append((number, row, rest))
+            numbers = by_image[image]
+            questions = [asked[number].question for number in numbers]
+            trunk, rest = processor.encode_shared_prompt(questions, [tiles], net.patch_embedder, max_tiles)
+            trunks.append(trunk)
+            rests += [(number, row, sample) for number, sample in zip(numbers, rest, strict=True)]
         room = max(len(t) for t in trunks) + max(len(rest) for _, _, rest in rests) + max_new_tokens
         cache = prefill(net, trunks, room)
         for first in range(0, len(rests), questions_at_once):

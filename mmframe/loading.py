@@ -17,10 +17,11 @@ from mmframe.weights import read_weights
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with the processor it was trained with."""
+    """A model, the processor it was trained with, and what the file says of both and of what trained last."""
 
     net: MultimodalLM
     processor: ChatProcessor
+    metadata: dict[str, Any]
 
 
 def build(spec: Any) -> Any:
@@ -64,4 +65,4 @@ def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtyp
         net = MultimodalLM(build(parts["backbone"]), build(parts["patch_embedder"]), build(parts["router"]))
     net.load_state_dict(state, assign=True)
     net.requires_grad_(False)
-    return LoadedModel(net.to(device=device, dtype=dtype).eval(), build(parts["processor"]))
+    return LoadedModel(net.to(device=device, dtype=dtype).eval(), build(parts["processor"]), metadata)

@@ -1,5 +1,6 @@
 """The LightningModule: holds the model, the optimisation and the hooks; nothing else."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -75,7 +76,7 @@ class MultimodalModule(pl.LightningModule):
         self.objective = objective or NextToken()
         self.processor = processor
         self.optim = optim or AdamWSchedule()
-        self.groups = freezing.groups()
+        self.groups = freezing.groups(router.experts)
         self.freezing_report = freeze(self.net, self.groups)
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
@@ -133,4 +134,5 @@ class MultimodalModule(pl.LightningModule):
 
     def save_weights(self, path: str | Path) -> None:
         """Writes the hand-over of the stage: the model's weights and what it is made of."""
-        save_weights(self.net, path, metadata={"model": dict(self.hparams)})
+        trained = [asdict(row) for row in self.freezing_report.rows]
+        save_weights(self.net, path, metadata={"model": dict(self.hparams), "freezing": trained})

@@ -201,6 +201,19 @@ def tiny_module(
     )
 
 
+class Recording(MultimodalModule):
+    """Keeps the gradients with which the optimiser steps."""
+
+    recorded: list[dict[str, Tensor]]
+
+    def on_fit_start(self) -> None:
+        self.recorded = []
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.recorded.append({n: p.grad.clone() for n, p in self.net.named_parameters() if p.grad is not None})
+
+
 def fit(module: MultimodalModule, batches: Sequence[Batch], **options: Any) -> pl.Trainer:
     """Runs the real Trainer over ready-made micro-batches, once."""
     settings: dict[str, Any] = dict(

@@ -4,12 +4,19 @@ Sources: Mono-InternVL section 3.2 (S1.1, S1.2: patch embedding and visual exper
 everything) and internvl_chat_finetune.py of the released code (attention means wqkv and wo, never the norms).
 """
 
+from collections.abc import Sequence
+
 from mmframe.contracts import FreezingPolicy, TrainableGroup
 from mmframe.registry import register
 
 EMBEDDER = ["patch_embedder.*"]
 EXPERTS = ["backbone.layers.*.visual.*"]
 TEXT_ATTENTION = [f"backbone.layers.*.{site}.text.*" for site in "qkvo"]
+
+
+def visual_experts(experts: Sequence[str], lr: float) -> dict[str, TrainableGroup]:
+    """The group of the visual experts; none in a model without them (the dense baseline)."""
+    return {"experts": TrainableGroup(EXPERTS, lr)} if "visual" in experts else {}
 
 
 @register("freezing")
@@ -24,7 +31,7 @@ class TrainOnly(FreezingPolicy):
     def __init__(self, train: dict[str, TrainableGroup]) -> None:
         self.train = train
 
-    def groups(self) -> dict[str, TrainableGroup]:
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
         return self.train
 
 
@@ -39,7 +46,7 @@ class EmbedderOnly(FreezingPolicy):
     def __init__(self, lr: float) -> None:
         self.lr = lr
 
-    def groups(self) -> dict[str, TrainableGroup]:
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
         return {"embedder": TrainableGroup(EMBEDDER, self.lr)}
 
 
@@ -57,11 +64,8 @@ class VisualParameters(FreezingPolicy):
     def __init__(self, embedder_lr: float, experts_lr: float) -> None:
         self.embedder_lr, self.experts_lr = embedder_lr, experts_lr
 
-    def groups(self) -> dict[str, TrainableGroup]:
-        return {
-            "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
-            "experts": TrainableGroup(EXPERTS, self.experts_lr),
-        }
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
+        return {"embedder": TrainableGroup(EMBEDDER, self.embedder_lr)} | visual_experts(experts, self.experts_lr)
 
 
 @register("freezing")
@@ -78,8 +82,8 @@ class VisualAndAttention(VisualParameters):
         super().__init__(embedder_lr, experts_lr)
         self.attention_lr = attention_lr
 
-    def groups(self) -> dict[str, TrainableGroup]:
-        return super().groups() | {"attention": TrainableGroup(TEXT_ATTENTION, self.attention_lr)}
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
+        return super().groups(experts) | {"attention": TrainableGroup(TEXT_ATTENTION, self.attention_lr)}
 
 
 @register("freezing")
@@ -89,18 +93,16 @@ class Everything(FreezingPolicy):
     Args:
         text_lr: Peak rate of the pretrained LLM.
         embedder_lr: Peak rate of the patch embedder.
-        experts_lr: Peak rate of the experts; null for a model without experts.
+        experts_lr: Peak rate of the experts.
     """
 
-    def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float | None = None) -> None:
+    def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float) -> None:
         self.text_lr, self.embedder_lr, self.experts_lr = text_lr, embedder_lr, experts_lr
 
-    def groups(self) -> dict[str, TrainableGroup]:
-        text = ["backbone.embedding.*", "backbone.norm.*", "backbone.layers.*.text.*", "backbone.output.*"]
+    def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
+        text = ["backbone.*.text.*", "backbone.[!l]*"]  # [!l]: embedding, final norm, head; not layers
         groups = {
             "text": TrainableGroup(text, self.text_lr),
             "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
         }
-        if self.experts_lr is not None:
-            groups["experts"] = TrainableGroup(EXPERTS, self.experts_lr)
-        return groups
+        return groups | visual_experts(experts, self.experts_lr)

@@ -24,10 +24,12 @@ class BagOfWords(Objective):
 
     Args:
         temperature: Divides the cosine.
+        ignore_ids: Supervised ids that say nothing of a picture, such as the end of a turn.
     """
 
-    def __init__(self, temperature: float = 0.04) -> None:
+    def __init__(self, temperature: float = 0.04, ignore_ids: list[int] | None = None) -> None:
         self.temperature = temperature
+        self.ignore_ids = list(ignore_ids or [])
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if not batch.tiles.shape[0]:
@@ -39,7 +41,10 @@ class BagOfWords(Objective):
         mean_RD = mean_RD.index_add(0, row_T[batch.image_slots], visual_ND)  # the sum: a cosine does not see the length
         words_VD = net.backbone.embed(torch.arange(net.backbone.vocab_size, device=visual_ND.device))  # type: ignore
         cosine_RV = F.normalize(mean_RD, dim=-1) @ F.normalize(words_VD.detach().float(), dim=-1).T
-        logits_SV = cosine_RV[row_T[batch.supervised]] / self.temperature
+        logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
+        labels_S = batch.labels[batch.supervised]
         weights_S = batch.weights[batch.supervised]
-        ce_S = F.cross_entropy(logits_SV, batch.labels[batch.supervised], reduction="none")
+        for ignored in self.ignore_ids:
+            weights_S = weights_S * (labels_S != ignored)
+        ce_S = -logp_RV[row_T[batch.supervised], labels_S]
         return (weights_S * ce_S).sum(), weights_S.sum()

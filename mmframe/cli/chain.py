@@ -54,15 +54,15 @@ class Chain:
 
     def _step(self, recipe: Recipe, stage: str | None, index: int) -> Step:
         config = check(recipe, stage)
-        overlay = (recipe.stages.get(stage or "", {}).get("model") or {}).get("init_from")
-        overridden = any(key == "model.init_from" for key, _ in recipe.overrides)
-        if index and overridden and overlay is None and self.args.stage != stage:
-            config["model"].pop("init_from", None)  # on the command line it is the start of the first stage
-            overridden = False
-        fixed = index == 0 or overlay is not None or overridden
+        # the stage itself may say where it starts; said for the whole recipe it is the start of the first stage,
+        # or, on the command line, of the one stage that is asked for
+        own = (recipe.stages.get(stage or "", {}).get("model") or {}).get("init_from") is not None
+        keys = {key for key, _ in recipe.overrides}
+        own = own or f"stages.{stage}.model.init_from" in keys
+        own = own or ("model.init_from" in keys and self.args.stage == stage)
+        fixed = index == 0 or own
         if not fixed:
-            config["model"].pop("init_from", None)
-        # a single stage given its directory by the chain, or a recipe without stages, uses it as it is
+            config["model"].pop("init_from", None)  # the chain sets it
         path = self.root / stage if stage else self.root
         return Step(stage, config, RunDir(path), fixed)
 
@@ -123,6 +123,8 @@ def fit(args: RunArguments) -> int:
     if fresh and is_rank_zero() and not args.handover:
         for index in chain.selected():
             chain.steps[index].run.set_aside()
+    for index in () if fresh else chain.selected():
+        chain.state(index)  # what does not fit is told before the first stage starts, not hours later
     for index in chain.selected():
         step = chain.steps[index]
         state: State = "new" if fresh and not is_rank_zero() else chain.state(index)
@@ -207,7 +209,10 @@ def _run_process(job: Job) -> int:
 
     handlers = {}
     try:
-        handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on), signal.SIGINT: signal.signal(signal.SIGINT, noted)}
+        handlers = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+            signal.SIGINT: signal.signal(signal.SIGINT, noted),
+        }
     except ValueError:  # not in the main thread: signals stay with whoever has them
         pass
     try:

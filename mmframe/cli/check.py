@@ -7,8 +7,17 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from mmframe.catalog import Argument, Entry, Signature, catalog, model_signature, of_kind, trainer_signature
-from mmframe.cli.merge import COMPONENT_KEYS
+from mmframe.catalog import (
+    Argument,
+    Entry,
+    Signature,
+    callback_names,
+    catalog,
+    model_signature,
+    of_kind,
+    trainer_signature,
+)
+from mmframe.cli.merge import COMPONENT_KEYS, class_name
 from mmframe.cli.recipe import Recipe
 from mmframe.cli.types import accepts, choices, class_names
 from mmframe.cli.yamlio import KeyPath
@@ -58,6 +67,10 @@ class _Checker:
         self.arguments(("trainer",), config.get("trainer") or {}, trainer_signature(), "the trainer")
         self.arguments(("model",), config["model"], model_signature(), "the model")
         self.component(("data",), config["data"], "data")
+        self.callbacks(config)
+        seed = config.get("seed_everything", 0)
+        if not isinstance(seed, int):
+            self.fail(("seed_everything",), f"expected an integer, got {seed!r}")
         every = config.get("checkpoint_every", 1)
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
             self.fail(("checkpoint_every",), f"expected a number of steps (0: only when interrupted), got {every!r}")
@@ -75,6 +88,17 @@ class _Checker:
             hint = f"did you mean {same[0]!r}?" if same else nearest(key, inner)
         return f"{hint} allowed: {', '.join(TOP_KEYS)}".strip()
 
+    def callbacks(self, config: dict[str, Any]) -> None:
+        """Callbacks named by their class alone are Lightning's."""
+        given = (config.get("trainer") or {}).get("callbacks")
+        for index, item in enumerate(given if isinstance(given, list) else [given]):
+            name = class_name(item)
+            if name is not None and "." not in name and name not in (known := callback_names()):
+                path = ("trainer", "callbacks", str(index)) if isinstance(given, list) else ("trainer", "callbacks")
+                self.fail(
+                    path, f"{name!r} is not a callback of Lightning; {suggest(name, known)}; others: module.Class"
+                )
+
     def arguments(
         self, path: KeyPath, given: dict[str, Any], signature: Signature, owner: str, kind: str = "", full: bool = True
     ) -> None:
@@ -89,7 +113,9 @@ class _Checker:
             self.value(where, value, argument)
         for argument in signature.arguments.values() if full else ():
             if argument.required and argument.name not in given and (kind, argument.name) not in LINKED:
-                self.fail(path, f"{owner} needs the argument {argument.name!r} ({argument.type_text}), and it is missing")
+                self.fail(
+                    path, f"{owner} needs the argument {argument.name!r} ({argument.type_text}), and it is missing"
+                )
 
     def value(self, path: KeyPath, value: Any, argument: Argument) -> None:
         kind = component_kind(argument)
@@ -110,7 +136,9 @@ class _Checker:
         if isinstance(value, str):
             value = {"class_path": value}
         if not isinstance(value, dict):
-            self.fail(path, f"expected a {kind} (class_path and init_args), got {value!r}; {suggest('', of_kind(kind))}")
+            self.fail(
+                path, f"expected a {kind} (class_path and init_args), got {value!r}; {suggest('', of_kind(kind))}"
+            )
         name = value.get("class_path")
         for key in value:
             if key not in COMPONENT_KEYS:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
@@ -45,7 +45,9 @@ def one_line(message: str, keys: list[str]) -> str:
     """
     lines = [line.strip(" -*") for line in message.splitlines() if line.strip(" -*")]
     text = " ".join(lines)
-    bad = re.search(r"(?:[Oo]ption|key|[Uu]nrecognized arguments:) ['\"]?-*([\w.]+)['\"]? (?:is not accepted|not expected)", text)
+    bad = re.search(
+        r"(?:[Oo]ption|key|[Uu]nrecognized arguments:) ['\"]?-*([\w.]+)['\"]? (?:is not accepted|not expected)", text
+    )
     hint = nearest(bad.group(1), keys) if bad else ""
     return f"{text[:700]}{' ...' if len(text) > 700 else ''} {hint}".strip()
 
@@ -108,8 +110,11 @@ class MMFrameCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         parser = self._parser(self.subcommand)
-        settings = self.config[self.subcommand]
-        self.record.config_text = parser.dump(settings, skip_none=False, skip_link_targets=True)
+        settings = self.config[str(self.subcommand)].clone()
+        if self.job.resume is not None:  # the same run as before: its record must not change
+            settings.ckpt_path = None
+            settings.model.init_from = self.job.handover.init_from or self.job.config["model"].get("init_from")
+        self.record.config_text = parser.dump(settings, skip_unset=False, skip_link_targets=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         settings = dict(self._get(self.config_init, "trainer"))
@@ -119,7 +124,10 @@ class MMFrameCLI(LightningCLI):
         elif settings.get("logger") in (None, True):
             kwargs["logger"] = False
         kwargs["callbacks"] = [*_listed(settings.get("callbacks")), *([] if bare else self._callbacks(settings))]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
+            raise UserError(f"trainer: {error}") from error
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         own = _listed(settings.get("callbacks"))
@@ -132,7 +140,7 @@ class MMFrameCLI(LightningCLI):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)
                 added.append(LastCheckpoint(self.job.run.last.parent, every))
         shows = settings.get("enable_progress_bar") is not False
-        if shows and not any(isinstance(c, pl.callbacks.ProgressBar) for c in own):
+        if shows and not any(isinstance(c, ProgressBar) for c in own):
             added.append(StageProgress(self.job.handover))
         return added
 
@@ -185,12 +193,16 @@ def run_job(job: Job) -> int:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own affair
-    if is_rank_zero() and job.command == "fit":
-        job.run.start(job.config)
     try:
-        cli = MMFrameCLI(job, record)
+        if is_rank_zero() and job.command == "fit":
+            with job.run.locked():
+                job.run.start(job.config)
+                cli = MMFrameCLI(job, record)
+                record.finish(cli.trainer)
+        else:
+            cli = MMFrameCLI(job, record)
     except MisconfigurationException as error:
-        raise UserError(f"{job.label} {error}") from error
+        raise UserError(f"{job.label} {error} (--debug shows where)") from error
     except SystemExit as stop:
         if record.ended == "SIGTERM":
             say(f"{job.label} stopped by SIGTERM; the same command continues it")
@@ -199,10 +211,8 @@ def run_job(job: Job) -> int:
             say(f"{job.label} stopped by Ctrl-C; the same command continues it")
             return 130
         return stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
-    if job.command == "fit":
-        record.finish(cli.trainer)
-        if cli.trainer.received_sigterm:
-            return 143  # it came after the last step: the stage is done, but the chain must stop
+    if job.command == "fit" and cli.trainer.received_sigterm:
+        return 130 if record.keyboard else 143  # after the last step: the stage is done, but the chain must stop
     return 0
 
 

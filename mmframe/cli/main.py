@@ -21,6 +21,7 @@ RUN = {
 TOOLS = {
     "recipes": ("mmframe.cli.recipes", "main", "ls | show | cp | validate"),
     "components": ("mmframe.cli.components", "main", "ls [KIND] | show NAME"),
+    "demo": ("mmframe.demo", "main", "the main job on real pictures: data, training, report (`make demo`)"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }
 EXAMPLES = """examples:
@@ -131,6 +132,7 @@ def _run_help(command: str) -> str:
         "  --trainer.max_steps=3            --model.router=SharedRouter (another class: its own defaults)",
         "  --model.router.init=zero         short for --model.router.init_args.init=zero",
         "  --trainer.callbacks+=Timer       appends to a list",
+        "  --stages.s1_1_concept.trainer.max_steps=3    in this stage only",
         "",
         EXAMPLES.rstrip(),
     ]

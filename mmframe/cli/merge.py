@@ -1,9 +1,9 @@
 """How recipes are merged: one rule for files, stages and the command line.
 
-    sections (`model`, `trainer`) merge key by key
-    a component of the same class merges its init_args; of another class it is replaced, arguments and all
-    every other value (number, text, list, dictionary) is replaced as a whole
-    `key+` appends to a list
+- sections (`model`, `trainer`) merge key by key
+- a component of the same class merges its init_args; of another class it is replaced, arguments and all
+- every other value (number, text, list, dictionary) is replaced as a whole
+- `key+` appends to a list
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def merge_value(old: Any, new: Any) -> Any:
         name = new.get("class_path")
         if name is not None and not same_class(class_name(old), name):
             return copy.deepcopy(new)
-        base = {"class_path": old} if isinstance(old, str) else old
+        base: dict[str, Any] = {"class_path": old} if isinstance(old, str) else old
         merged = {**base, **new}
         for part in ("init_args", "dict_kwargs"):
             if part in base or part in new:

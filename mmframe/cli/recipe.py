@@ -54,14 +54,30 @@ class Recipe:
         if self.stages and stage is None:
             raise UserError(f"recipe {self.name}: has stages; choose one with --stage: {', '.join(self.stages)}")
         config = normalise(merge_config(self.common, self.stages[stage]) if stage else self.common)
-        for key, text in self.overrides:
+        for key, text in self._overrides_of(stage):
             config = normalise(assign(config, key, parse_value(text)))
         return config
+
+    def _overrides_of(self, stage: str | None) -> list[Override]:
+        """Those of all stages, and those written `--stages.NAME.key=value` for this one."""
+        found = []
+        for key, text in self.overrides:
+            if not key.startswith("stages."):
+                found.append((key, text))
+                continue
+            rest = key.removeprefix("stages.")
+            name = next((s for s in self.stages if rest.startswith(s + ".")), None)
+            if name is None:
+                self.check_stage(rest.partition(".")[0])
+                raise UserError(f"--{key}: write --stages.{rest.partition('.')[0]}.KEY=VALUE")
+            if name == stage:
+                found.append((rest.removeprefix(name + "."), text))
+        return found
 
     def place(self, path: KeyPath, stage: str | None = None) -> str:
         """Where a key of the resolved configuration was written: "file:line", or "command line"."""
         wanted = _short(path)
-        for key, _ in self.overrides:
+        for key, _ in self._overrides_of(stage):
             given = _short(tuple(key.rstrip("+").split(".")))
             if given == wanted[: len(given)] or wanted == given[: len(wanted)]:
                 return "command line"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import yaml
@@ -43,7 +44,8 @@ def ls(words: list[str]) -> int:
         rows.append((name, str(len(recipe.stages) or 1), _title(file)))
     width = max((len(name) for name, _, _ in rows), default=0)
     for name, stages, title in rows:
-        print(f"{name:<{width}}  {stages} {'stage ' if stages == '1' else 'stages'}  {title}")
+        head = f"{name:<{width}}  {stages} {'stage ' if stages == '1' else 'stages'}  "
+        print(head + textwrap.shorten(title, 120 - len(head), placeholder=" ..."))
     return 0
 
 

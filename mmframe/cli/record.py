@@ -42,7 +42,8 @@ class RunRecord(Callback):
         self.ended = ""
         """How training ended early: "", "SIGTERM" or "SIGINT"."""
         self.seconds = 0.0
-        self._keyboard = False
+        self.keyboard = False
+        """Whether Ctrl-C was pressed."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -75,19 +76,19 @@ class RunRecord(Callback):
             self._old_handler = None
 
     def _on_ctrl_c(self, signum: int, frame: Any) -> None:
-        if self._keyboard:
+        if self.keyboard:
             raise KeyboardInterrupt  # the second time: now
-        self._keyboard = True
+        self.keyboard = True
         print("\nstopping after this batch; once more Ctrl-C stops at once, without a checkpoint", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self._start
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not _is_trial(trainer):
             pl_module.save_weights(self.job.run.weights)  # type: ignore[operator]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) or (isinstance(exception, SIGTERMException) and self._keyboard):
+        if isinstance(exception, KeyboardInterrupt) or (isinstance(exception, SIGTERMException) and self.keyboard):
             self.ended = "SIGINT"
         elif isinstance(exception, SIGTERMException):
             self.ended = "SIGTERM"
@@ -98,7 +99,7 @@ class RunRecord(Callback):
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Writes done.json, if training has come to its end."""
-        if self.ended or trainer.fast_dev_run or not trainer.is_global_zero or not self.job.run.weights.is_file():
+        if self.ended or _is_trial(trainer) or not trainer.is_global_zero or not self.job.run.weights.is_file():
             return
         metrics = {key: _number(value) for key, value in trainer.callback_metrics.items()}
         done = {
@@ -137,6 +138,10 @@ class LastCheckpoint(ModelCheckpoint):
         self._steps_at_batch_end = -1
         self._exact = False
 
+    @property
+    def state_key(self) -> str:
+        return "LastCheckpoint"  # Lightning's holds the arguments, so that another `every` would not find its state
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         self._exact = trainer.global_step != self._steps_at_batch_end
         self._steps_at_batch_end = trainer.global_step
@@ -151,6 +156,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _ModelCheckpoint__warn_if_dir_not_empty(self, dirpath: Any) -> None:
         """Silent: a run that is continued finds its own checkpoints, as it should."""
+
+
+def _is_trial(trainer: pl.Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _now() -> str:

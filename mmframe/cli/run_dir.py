@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from mmframe.cli.recipe import differing_keys, recipe_hash
 from mmframe.cli.yamlio import dump, load
 from mmframe.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 State = Literal["new", "cut off", "done"]
 
@@ -51,11 +58,36 @@ class RunDir:
         earlier, _ = load(self.recipe)
         if recipe_hash(earlier) != recipe_hash(config):
             keys = differing_keys(earlier, config)
-            raise UserError(f"{self.path}: holds a run ({state}) of another recipe; they differ in {_few(keys)}; {ways}")
+            raise UserError(
+                f"{self.path}: holds a run ({state}) of another recipe; they differ in {_few(keys)}; {ways}"
+            )
         before = read_json(self.meta).get("started_from")
         if started_from is not None and before is not None and before != started_from:
             raise UserError(f"{self.path}: holds a run ({state}) that started from older weights; {ways}")
         return state
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out of this directory; the system lets go of it however the process ends.
+
+        Raises:
+            UserError: If another process is running here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    file.seek(0)
+                    raise UserError(
+                        f"{self.path}: process {file.read() or '?'} is running here; wait for it, or use another "
+                        "--run-dir"
+                    ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
 
     def weights_id(self) -> str | None:
         """Identity of the weights that a finished run wrote."""

@@ -1,4 +1,4 @@
-"""Reading and writing recipe YAML: places of the keys for error messages, 3e-4 is a number, no key twice."""
+"""Reading and writing recipe YAML: places of the keys for error messages, no traps of YAML 1.1, no key twice."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ _FLOAT = re.compile(
 )
 
 
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+
+
 class RecipeLoader(yaml.SafeLoader):
-    """SafeLoader with floats of YAML 1.2 and without the base-60 numbers."""
+    """SafeLoader with the numbers and booleans of YAML 1.2: 3e-4 is a number, `yes` and `no` are words."""
 
 
 RecipeLoader.yaml_implicit_resolvers = {
-    letter: [(tag, regexp) for tag, regexp in pairs if not tag.endswith((":float", ":timestamp"))]
+    letter: [(tag, regexp) for tag, regexp in pairs if not tag.endswith((":float", ":int", ":bool", ":timestamp"))]
     for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 
 
 def parse_value(text: str) -> Any:
@@ -85,7 +91,7 @@ def _walk(node: yaml.Node | None, path: KeyPath, file: Path, places: dict[KeyPat
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, but short lists on one line."""
+    """Block style, but plain lists on one line. Quotes what any reader could take for a number or a boolean."""
 
 
 def _represent_list(dumper: yaml.SafeDumper, data: list) -> yaml.Node:
@@ -94,6 +100,7 @@ def _represent_list(dumper: yaml.SafeDumper, data: list) -> yaml.Node:
 
 
 _Dumper.add_representer(list, _represent_list)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 

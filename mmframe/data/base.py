@@ -85,13 +85,40 @@ class MultimodalData(L.LightningDataModule):
         )
         with warnings.catch_warnings():  # torchdata calls a deprecated function of torch and cannot help it
             warnings.filterwarnings("ignore", message=".*set_vital.*")
-            return StatefulDataLoader(
+            return _Loader(
                 _RowDataset(rows),
                 batch_size=batch_size,
                 sampler=sampler,
                 collate_fn=_collate,
                 num_workers=self.num_workers,
             )
+
+
+class _Loader(StatefulDataLoader):
+    """A stateful loader that refuses a state which it cannot continue exactly."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"facts": self._facts()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved, facts = state_dict.get("facts", {}), self._facts()
+        for name, value in facts.items():
+            if name in saved and saved[name] != value:
+                raise UserError(
+                    f"resume: the checkpoint was written with data {name}={saved[name]}, this run has {value}; "
+                    "use the same data settings, or start from its weights alone (model.init_from)"
+                )
+        super().load_state_dict(state_dict)
+
+    def _facts(self) -> dict[str, int]:
+        sampler = self.sampler
+        assert isinstance(sampler, EpochSampler) and self.batch_size is not None
+        return {
+            "rows": sampler.num_rows,
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "world_size": sampler.num_replicas,
+        }
 
 
 class EpochSampler(DistributedSampler):
@@ -122,10 +149,13 @@ class _EpochIterator(Iterator):
     """One epoch of an EpochSampler; its state makes a resumed loader go on at the very next row."""
 
     def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler, self.epoch, self.place = sampler, sampler.next_epoch, 0
-        sampler.next_epoch += 1
+        self.sampler, self.place = sampler, 0
+        self.epoch = -1  # not begun: loaders make iterators that they never use, and those must not count
 
     def __next__(self) -> tuple[int, int]:
+        if self.epoch < 0:
+            self.epoch = self.sampler.next_epoch
+            self.sampler.next_epoch += 1
         if self.place >= len(self.sampler):
             raise StopIteration
         index = self.place * self.sampler.num_replicas + self.sampler.rank
@@ -133,11 +163,11 @@ class _EpochIterator(Iterator):
         return self.epoch, index % self.sampler.num_rows
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "place": self.place}
+        return {"epoch": self.epoch, "place": self.place, "next_epoch": self.sampler.next_epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.place = state["epoch"], state["place"]
-        self.sampler.next_epoch = self.epoch + 1
+        self.sampler.next_epoch = state["next_epoch"]
 
 
 class _RowDataset(Dataset):

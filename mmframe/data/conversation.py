@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
@@ -48,7 +49,7 @@ class ConversationData(MultimodalData):
         val_batch_size: int | None = None,
         max_tiles: int = 1,
         questions_per_image: int | None = None,
-        balance: str = "none",
+        balance: Literal["none", "answer", "question"] = "none",
         exclude_answers: list[str] | None = None,
         seed: int = 0,
         num_workers: int = 0,

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from mmframe.data.fetch import Unavailable, from_apt, from_npm, from_pip
 
 
@@ -47,7 +49,7 @@ def _easy_vqa(work: Path, out: Path) -> dict[str, int]:
 
 
 def _emoji(work: Path, out: Path) -> dict[str, int]:
-    """Noto emoji (64 px) without skin-tone variants: the name, and the group it belongs to."""
+    """Noto emoji (64 px) without skin-tone variants and flags (held-out flags must not come in by this way)."""
     pictures = from_npm(
         "emoji-datasource-google", "16.0.0", work, lambda p: p == "emoji.json" or p.startswith("img/google/64/")
     )
@@ -60,11 +62,12 @@ def _emoji(work: Path, out: Path) -> dict[str, int]:
     for entry in json.loads((pictures / "emoji.json").read_text(encoding="utf-8")):
         known = by_code.get(entry["unified"]) or by_code.get(entry["unified"].replace("-FE0F", ""))
         picture = pictures / "img/google/64" / entry["image"]
-        if known is None or not picture.is_file():
+        group = groups.get(known.get("group")) if known else None
+        if known is None or group == "flags" or not picture.is_file():
             continue
         asked = [["What does this emoji show?", known["label"]]]
-        if known.get("group") in groups:
-            asked.append(["Which group does this emoji belong to?", groups[known["group"]]])
+        if group is not None:
+            asked.append(["Which group does this emoji belong to?", group])
         items.append((entry["unified"].lower(), picture, asked))
     return _write_pictures(out, items)
 
@@ -133,13 +136,16 @@ def _percent(data: bytes) -> int:
 
 
 def _write_pictures(out: Path, items: list[tuple[str, Path, list[list[str]]]]) -> dict[str, int]:
-    """Copies pictures and splits them by their content: 10 % test, 10 % val, the rest train."""
+    """Writes pictures on white and splits them by their content: 10 % test, 10 % val, the rest train."""
     if not items:
         raise Unavailable("the packages hold none of the expected pictures; their layout has changed")
     (out / "images").mkdir()
     records: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     for key, picture, asked in items:
-        shutil.copyfile(picture, out / "images" / f"{key}.png")
+        with Image.open(picture) as image:
+            cut_out = image.convert("RGBA")  # most are; the model's pixels have no transparency
+        white = Image.new("RGBA", cut_out.size, "white")
+        Image.alpha_composite(white, cut_out).convert("RGB").save(out / "images" / f"{key}.png")
         percent = _percent(picture.read_bytes())
         split = "test" if percent < 10 else "val" if percent < 20 else "train"
         records[split].append({"id": key, "image": f"images/{key}.png", "questions": asked})

@@ -22,7 +22,8 @@ class SourcePlan:
     they fit in, evenly, in a new order for each pass; every question is asked once a pass.
 
     With `balance` the questions of a pass are drawn instead, as many as there are, each as often as its weight says
-    (to within one draw for every answer, see `systematic_counts`); a question may come twice or not at all:
+    (to within one draw for every answer, see `systematic_counts`); a question may come twice or not at all.
+    Conversations come once in any case.
         answer    every answer equally often: weight 1 / (records with that answer).
         question  the answers of each wording equally often, wordings as often as they were:
                   weight (times the wording occurs) / (its different answers) / (times it has this answer). Knowing the
@@ -89,7 +90,7 @@ class SourcePlan:
         self, records: Sequence[Record], units: list[tuple[int, int]], balance: str
     ) -> tuple[np.ndarray | None, np.ndarray]:
         """Weight of each unit, and the number of its class, by which the draws are spread."""
-        if balance == "none":
+        if balance == "none" or not (self._question >= 0).any():
             return None, np.zeros(len(units), dtype=np.int64)
         texts = [records[r].questions[q] if q >= 0 else ("", "") for r, q in units]
         if balance == "answer":
@@ -109,9 +110,10 @@ class SourcePlan:
         unit, repeat = np.arange(count), np.zeros(count, dtype=np.int64)
         if self._weights is not None:
             comb = np.lexsort((noise, self._class))
+            comb = comb[self._question[comb] >= 0]
             offset = uniform(self.seed, self.stream, passed, 1)
-            drawn = np.zeros(count, dtype=np.int64)
-            drawn[comb] = systematic_counts(self._weights[comb], count, offset)
+            drawn = np.ones(count, dtype=np.int64)  # conversations are not drawn: once each
+            drawn[comb] = systematic_counts(self._weights[comb], len(comb), offset)
             unit = np.repeat(unit, drawn)
             repeat = np.arange(len(unit)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
         # By record; a question's second time comes after all first ones, so it falls into another row if there is one.

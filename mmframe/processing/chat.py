@@ -5,9 +5,8 @@ they cannot differ.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,12 +14,10 @@ from mmframe import images as pictures
 from mmframe.batch import IGNORE, Sample
 from mmframe.contracts import Component, PatchEmbedder
 from mmframe.errors import UserError
-from mmframe.kinds import TokenKind
+from mmframe.processing.row import PLACEHOLDER, Row
 from mmframe.processing.templates import get_template
 from mmframe.processing.tokenizer import Tokenizer
 from mmframe.registry import register
-
-PLACEHOLDER = "<image>"
 
 Turn = Mapping[str, str]
 """{"from": "human" or "gpt", "value": text}; the first turn may be {"from": "system", ...}."""
@@ -32,9 +29,10 @@ class ChatProcessor(Component):
 
     Args:
         tokenizer: Text to ids.
-        template: internlm2-chat, chatml or plain.
-        mean: Per channel, pixels in 0..1.
-        std: Per channel, pixels in 0..1.
+        template: Words around the turns: internlm2-chat (Mono-InternVL), chatml (SmolLM2), plain (image, question,
+            line break, answer).
+        mean: Per channel, pixels in 0..1; default ImageNet's.
+        std: Per channel, pixels in 0..1; default ImageNet's.
         subtract_median: Take away each picture's own median colour before mean and std (flat backgrounds become 0).
         image_start: Special token before the slots of an image, or null for none.
         image_end: Special token after the slots of an image, or null for none.
@@ -45,9 +43,9 @@ class ChatProcessor(Component):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: str = "chatml",
-        mean: Sequence[float] = pictures.IMAGENET_MEAN,
-        std: Sequence[float] = pictures.IMAGENET_STD,
+        template: Literal["internlm2-chat", "chatml", "plain"] = "chatml",
+        mean: Sequence[float] = (0.485, 0.456, 0.406),
+        std: Sequence[float] = (0.229, 0.224, 0.225),
         subtract_median: bool = False,
         image_start: str | None = None,
         image_end: str | None = None,
@@ -61,8 +59,8 @@ class ChatProcessor(Component):
         self.mean, self.std, self.subtract_median = tuple(mean), tuple(std), subtract_median
         self.thumbnail = thumbnail
         self.system = self.template.system if system is None else system
-        self._start = [] if image_start is None else [tokenizer.special_id(image_start)]
-        self._end = [] if image_end is None else [tokenizer.special_id(image_end)]
+        self.start_ids = [] if image_start is None else [tokenizer.special_id(image_start)]
+        self.end_ids = [] if image_end is None else [tokenizer.special_id(image_end)]
         marker = self.template.answer_end
         self.end_id = tokenizer.eos_id if marker is None else tokenizer.special_id(marker)
         if self.template.bos and tokenizer.bos_id is None:
@@ -98,7 +96,7 @@ class ChatProcessor(Component):
         Raises:
             UserError: placeholders and images differ in number, or the turns do not alternate.
         """
-        row = _Row(self, images, embedder, max_tiles, key)
+        row = Row(self, images, embedder, max_tiles, key)
         self._write(row, _alternating(conversation, len(images), key))
         return row.sample()
 
@@ -147,7 +145,7 @@ class ChatProcessor(Component):
         trunk = self._trunk(images, embedder, max_tiles, key)
         rests = []
         for question in questions:
-            rest = _Row(self, (), embedder, max_tiles, key, position=len(trunk.ids))
+            rest = Row(self, (), embedder, max_tiles, key, position=len(trunk.ids))
             self._ask(rest, question)
             rest.text(self.template.answer_start, special=True)
             rests.append(rest.sample())
@@ -173,9 +171,10 @@ class ChatProcessor(Component):
         turns = _alternating(conversation, len(images), key)
         if turns[-1][0] != "human":
             raise UserError(f"sample {key!r}: a prompt must end with a turn of the user")
-        row = _Row(self, images, embedder, max_tiles, key)
+        row = Row(self, images, embedder, max_tiles, key)
         self._write(row, turns)
         row.text(self.template.answer_start, special=True)
+        row.supervised = [False] * len(row.ids)  # earlier answers are history here
         return row.sample()
 
     def encode_text(self, text: str, key: str = "") -> Sample:
@@ -188,7 +187,7 @@ class ChatProcessor(Component):
     def _after_image(self) -> str:
         return "\n" if self.template.keep_image_newline else ""
 
-    def _write(self, row: "_Row", turns: list[tuple[str, str]]) -> None:
+    def _write(self, row: Row, turns: list[tuple[str, str]]) -> None:
         system = turns.pop(0)[1] if turns and turns[0][0] == "system" else self.system
         self._open(row, system)
         for place, (who, text) in enumerate(turns):
@@ -207,11 +206,9 @@ class ChatProcessor(Component):
             row.text(self.template.user_end, special=True)
         row.check_all_placed()
 
-    def _trunk(
-        self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder, max_tiles: int, key: str
-    ) -> "_Row":
+    def _trunk(self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder, max_tiles: int, key: str) -> Row:
         """What questions about the same images share: everything before the question."""
-        row = _Row(self, images, embedder, max_tiles, key)
+        row = Row(self, images, embedder, max_tiles, key)
         self._open(row, self.system)
         row.text(self.template.user_start, special=True)
         for index in range(len(images)):
@@ -219,7 +216,7 @@ class ChatProcessor(Component):
             row.text(self._after_image, special=False)
         return row
 
-    def _open(self, row: "_Row", system: str) -> None:
+    def _open(self, row: Row, system: str) -> None:
         if self.template.bos:
             row.marker(self.tokenizer.bos_id)
         if system and self.template.system_start:
@@ -227,13 +224,13 @@ class ChatProcessor(Component):
             row.text(system, special=False)
             row.text(self.template.system_end, special=True)
 
-    def _ask(self, row: "_Row", question: str) -> None:
+    def _ask(self, row: Row, question: str) -> None:
         if PLACEHOLDER in question:
             raise UserError(f"sample {row.key!r}: a question holds {PLACEHOLDER}; shared images stand in front of it")
         row.text(question.strip(), special=False)
         row.text(self.template.user_end, special=True)
 
-    def _answer(self, row: "_Row", answer: str, last: bool) -> None:
+    def _answer(self, row: Row, answer: str, last: bool) -> None:
         row.text(self.template.answer_start, special=True)
         if answer:  # an empty answer leaves the turn open and teaches nothing, as the reference does
             row.text(answer, special=False, supervised=True)
@@ -257,96 +254,3 @@ def _alternating(conversation: Sequence[Turn], num_images: int, key: str) -> lis
     if num_images == 1 and not any(PLACEHOLDER in text for who, text in turns if who == "human"):
         turns[0] = ("human", f"{PLACEHOLDER}\n{turns[0][1]}")
     return system + turns
-
-
-@dataclass
-class _Row:
-    """A row under construction: columns of equal length, written from left to right."""
-
-    processor: ChatProcessor
-    images: Sequence[Image.Image | Tensor]
-    embedder: PatchEmbedder
-    max_tiles: int
-    key: str
-    ids: list[int] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-    supervised: list[bool] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    branches: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
-    tiles: list[Tensor] = field(default_factory=list)
-    branch: int = 0
-    position: int = 0
-    images_placed: int = 0
-    trunk_length: int = 0
-
-    def text(self, text: str, special: bool, supervised: bool = False) -> None:
-        """Appends a text; pieces are encoded one by one, which is exact where they meet at a marker or line break."""
-        if text:
-            self._add(self.processor.tokenizer.encode(text, special), TokenKind.TEXT, supervised)
-
-    def marker(self, token: int | None, supervised: bool = False) -> None:
-        assert token is not None
-        self._add([token], TokenKind.TEXT, supervised)
-
-    def image(self, index: int) -> None:
-        """Appends an image: start marker, as many slots as its tiles have visual tokens, end marker."""
-        self.images_placed += 1
-        if index >= len(self.images):
-            return  # counted, and refused by check_all_placed with both numbers
-        side = self.embedder.image_size
-        given = self.images[index]
-        share = max(1, self.max_tiles // len(self.images))
-        tiles = given if isinstance(given, Tensor) else self.processor.cut(given, side, share)
-        height, width = tiles.shape[2:]
-        slots = tiles.shape[0] * self.embedder.num_tokens(height, width)
-        self._add(self.processor._start, TokenKind.BOUNDARY)
-        self._add([self.processor.tokenizer.pad_id] * slots, TokenKind.IMAGE, block=index)
-        self._add(self.processor._end, TokenKind.BOUNDARY)
-        p = self.processor
-        self.tiles.append(pictures.normalize(tiles, p.mean, p.std, p.subtract_median))
-
-    def start_branch(self, branch: int) -> None:
-        if not self.branch:
-            self.trunk_length = len(self.ids)
-        self.branch = branch
-        self.position = self.trunk_length  # each branch goes on from the trunk's end
-
-    def check_all_placed(self) -> None:
-        placed, given = self.images_placed, len(self.images)
-        if placed != given:
-            missing = f"image {min(placed, given)} has no " + ("picture" if placed > given else f"{PLACEHOLDER}")
-            raise UserError(
-                f"sample {self.key!r}: {placed} {PLACEHOLDER} placeholders but {given} images ({missing}); "
-                "make the counts equal"
-            )
-
-    def sample(self) -> Sample:
-        # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
-        labels = [
-            following if wanted and here == there else IGNORE
-            for following, wanted, here, there in zip(
-                self.ids[1:], self.supervised[1:], self.branches[:-1], self.branches[1:], strict=True
-            )
-        ]
-        labels = (labels + [IGNORE])[: len(self.ids)]
-        return Sample.from_ids(
-            self.ids,
-            kinds=self.kinds,
-            labels=labels,
-            positions=self.positions,
-            branches=self.branches,
-            blocks=self.blocks,
-            tiles=torch.cat(self.tiles) if self.tiles else None,
-            key=self.key,
-        )
-
-    def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
-        count = len(ids)
-        self.ids += ids
-        self.positions += range(self.position, self.position + count)
-        self.position += count
-        self.kinds += [int(kind)] * count
-        self.supervised += [supervised] * count
-        self.branches += [self.branch] * count
-        self.blocks += [block] * count

@@ -110,6 +110,10 @@ class _FastTokenizer(Tokenizer):
         self.vocab_size = parsing.get_vocab_size(with_added_tokens=True)
         self.specials = {t.content: i for i, t in parsing.get_added_tokens_decoder().items() if t.special}
 
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._plain.encode_special_tokens = True  # the library forgets it when pickled
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         return (self._parsing if special else self._plain).encode(text, add_special_tokens=False).ids
 

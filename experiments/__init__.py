@@ -1,0 +1,1 @@
+"""Measured comparisons and benchmarks; may import everything, is imported by nothing."""

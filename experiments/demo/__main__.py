@@ -1,0 +1,170 @@
+"""`python -m experiments.demo`: fetch, train the chain, evaluate every stage, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FULL_TUNING = REPOSITORY / "experiments" / "results" / "demo_full_tuning.json"
+SHEET = (("easy_vqa", 12), ("emoji", 6), ("flags", 6))
+VALIDATION_IMAGES = 100
+TEXTS = 64
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser.add_argument("--recipe", default="demo/evip_pp", help="recipe to train (default: demo/evip_pp)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data order")
+    parser.add_argument("--long", action="store_true", help="three times the steps in every stage that runs the LLM")
+    parser.add_argument("--report-only", action="store_true", help="evaluate and report what is already trained")
+    parser.add_argument("overrides", nargs="*", help="further overrides for every stage, e.g. trainer.max_steps=3")
+    return parser.parse_args(argv)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Runs the chain through the command line's own entry point; a finished stage is skipped."""
+    from mmframe.cli.main import main as mmframe
+
+    words = ["fit", "--config", args.recipe, "--run-dir", str(args.run_dir)]
+    words += [f"--seed_everything={args.seed}", f"--data.seed={args.seed}"]
+    words += [f"--{override.lstrip('-')}" for override in args.overrides]
+    code = mmframe(words)
+    if code:
+        sys.exit(code)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures every stage and writes the report."""
+    import torch
+
+    from experiments.demo.draw import draw_contact_sheet, draw_curves
+    from experiments.demo.measure import Accuracy, ask, base_language_model, first_images, text_only
+    from experiments.demo.report import stage_facts, write_report
+    from mmframe.data.demo import load_questions, load_text
+    from mmframe.evaluation import check_language
+    from mmframe.loading import load
+
+    done = {f.parent: json.loads(f.read_text()) for f in args.run_dir.glob("*/done.json")}
+    folders = sorted(done, key=lambda folder: done[folder]["finished"])
+    texts = load_text()[:TEXTS]
+    held_out = first_images(load_questions("easy_vqa", "val"), VALIDATION_IMAGES)
+    model = load(folders[-1])
+    base_net = base_language_model(model, model.metadata["model"])
+    base = check_language(base_net, model.processor, texts)
+    stages = []
+    for folder in folders:
+        model = load(folder)
+        stage = stage_facts(folder)
+        trained = [row for row in model.metadata["freezing"] if row["group"]]
+        language = check_language(model.net, model.processor, texts)
+        stage |= {
+            "text_nll": language.nll,
+            "text_logits_bit_identical": language.digest == base.digest,
+            "trainable": sum(row["parameters"] for row in trained),
+            "trains_text": any(not _is_visual(row["component"]) for row in trained),
+        }
+        if stage["name"] != "s0_warm_start":
+            accuracy = Accuracy.of(held_out, ask(model, held_out))
+            stage |= {"open": accuracy.open, "yes_no": accuracy.yes_no, "all": accuracy.all}
+            print(f"{folder.name}: open {accuracy.open:.1f}, yes/no {accuracy.yes_no:.1f}, text NLL {language.nll:.3f}")
+        stages.append(stage)
+
+    test = load_questions("easy_vqa", "test")
+    seen = Accuracy.of(test, ask(model, test))
+    blind = Accuracy.of(test, ask(model, test, blind=True))
+    wording = text_only(load_questions("easy_vqa", "train"), test)
+    shown, names = _sheet(model, ask)
+    frozen = list(takewhile(lambda s: not s["trains_text"], stages))
+    report = {
+        "easy_vqa_accuracy": seen.all,
+        "easy_vqa_open_accuracy": seen.open,
+        "easy_vqa_yes_no_accuracy": seen.yes_no,
+        "blind_accuracy": blind.all,
+        "blind_open_accuracy": blind.open,
+        "blind_yes_no_accuracy": blind.yes_no,
+        "text_only_accuracy": wording.all,
+        "text_only_open_accuracy": wording.open,
+        "text_only_yes_no_accuracy": wording.yes_no,
+        "test_questions": seen.questions,
+        "validation_questions": len(held_out),
+        "text_logits_bit_identical": bool(frozen) and all(s["text_logits_bit_identical"] for s in frozen),
+        "stages_with_frozen_text": [s["name"] for s in frozen],
+        "base_text_nll": base.nll,
+        "text_nll": stages[-1]["text_nll"],
+        "text_tokens": base.tokens,
+        "names_accuracy": 100 * sum(a == q.answer for q, a in names) / max(1, len(names)),
+        "names_questions": len(names),
+        "train_minutes": sum(s["minutes"] for s in stages),
+        "peak_memory_gib": max(s["peak_memory_gib"] or 0 for s in stages),
+        "threads": torch.get_num_threads(),
+        "seed": args.seed,
+        "recipe": args.recipe,
+        "data": ", ".join(_data_used(args.run_dir / stages[-1]["name"])),
+        "command": "python -m experiments.demo " + " ".join(sys.argv[1:]),
+        "when": time.strftime("%Y-%m-%d"),
+        "full_tuning": json.loads(FULL_TUNING.read_text()) if FULL_TUNING.is_file() else None,
+    }
+    write_report(args.run_dir, report, stages)
+    validated = {"open": wording.open, "yes_no": wording.yes_no}
+    draw_curves(args.run_dir / "curves.png", stages, validated)
+    draw_contact_sheet(args.run_dir / "contact_sheet.png", shown)
+    return report
+
+
+def _sheet(model: Any, ask: Any) -> tuple[list, list]:
+    """Held-out pictures with the model's answers: for the contact sheet, and all names of emoji and flags."""
+    from mmframe.data.demo import load_questions
+    from mmframe.errors import UserError
+
+    shown, names = [], []
+    for source, count in SHEET:
+        try:
+            questions = load_questions(source, "test")
+        except UserError:  # the source could not be fetched; the demo said so
+            continue
+        if source == "easy_vqa":
+            chosen = questions[:: max(1, len(questions) // count)][:count]
+            shown += list(zip(chosen, ask(model, chosen), strict=True))
+        else:
+            first = list({q.image: q for q in reversed(questions)}.values())[::-1]
+            answered = list(zip(first, ask(model, first), strict=True))
+            names += answered
+            shown += answered[:: max(1, len(answered) // count)][:count]
+    return shown, names
+
+
+def _is_visual(component: str) -> bool:
+    return component == "patch embedder" or component.endswith("visual")
+
+
+def _data_used(folder: Path) -> list[str]:
+    recipe = yaml.safe_load((folder / "config.yaml").read_text())
+    return recipe["data"]["init_args"]["train"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if not args.report_only:
+        train(args)
+    report = evaluate(args)
+    print(f"""
+what the model learned ({report["train_minutes"]:.1f} minutes of training):
+  open questions   {report["easy_vqa_open_accuracy"]:5.1f} %   black picture {report["blind_open_accuracy"]:.1f} %, text alone {report["text_only_open_accuracy"]:.1f} %
+  yes / no         {report["easy_vqa_yes_no_accuracy"]:5.1f} %   black picture {report["blind_yes_no_accuracy"]:.1f} %, text alone {report["text_only_yes_no_accuracy"]:.1f} %
+  all              {report["easy_vqa_accuracy"]:5.1f} %
+  text logits bit-identical to the base LLM while its text is frozen: {report["text_logits_bit_identical"]}
+report  {args.run_dir / "report.md"}   numbers  {args.run_dir / "report.json"}
+pictures  {args.run_dir / "curves.png"}   {args.run_dir / "contact_sheet.png"}""")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""What trains, what does not, and that a step does not depend on how its batch was cut (P14, P15, P17, P21)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from components.freezing.delta_tuning import EmbedderOnly, Everything, TrainOnly, VisualAndAttention, VisualParameters
+from components.objectives.bag_of_words import BagOfWords
+from mmframe.batch import Batch
+from mmframe.contracts import FreezingPolicy, TrainableGroup
+from mmframe.errors import UserError
+from mmframe.freezing import freeze
+from mmframe.optim import AdamWSchedule, MasterAdamW
+from tests.helpers import (
+    ALL_SITES,
+    QKV_FFN,
+    Recording,
+    batch,
+    differing,
+    fit,
+    mixed_batch,
+    row,
+    snapshot,
+    tiny_module,
+    tiny_net,
+)
+from tests.model.ranks import STEPS, train_two_ranks
+
+# ---- what trains (P14)
+
+ATTENTION = tuple(f".{site}.text." for site in "qkvo")
+POLICIES: dict[str, tuple[FreezingPolicy, Any]] = {
+    # the policy, and in our own words which names it may train
+    "EmbedderOnly": (EmbedderOnly(1e-2), lambda n: n.startswith("patch_embedder.")),
+    "VisualParameters": (VisualParameters(1e-2, 1e-2), lambda n: n.startswith("patch_embedder.") or ".visual." in n),
+    "VisualAndAttention": (
+        VisualAndAttention(1e-2, 1e-2, 1e-2),
+        lambda n: n.startswith("patch_embedder.") or ".visual." in n or any(site in n for site in ATTENTION),
+    ),
+    "Everything": (Everything(1e-2, 1e-2, 1e-2), lambda n: True),
+    "TrainOnly": (
+        TrainOnly({"up": TrainableGroup(["backbone.layers.1.ffn.visual.up.weight"], 1e-2)}),
+        lambda n: n == "backbone.layers.1.ffn.visual.up.weight",
+    ),
+}
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_frozen_tensors_keep_their_bits_and_trainable_ones_change(name: str) -> None:
+    check_frozen(name)
+
+
+def check_frozen(name: str) -> None:
+    """P14: several optimiser steps with weight decay on mixed batches; `]` and slots before words are supervised."""
+    policy, may_train = POLICIES[name]
+    module = tiny_module(ALL_SITES, freezing=policy)
+    before = snapshot(module.net)
+    # "iT": the last slot of an image predicts a word, so that even the last layer's visual experts matter
+    trainer = fit(module, [mixed_batch(seed=s) for s in range(3)] + [batch("tiTT", "[i]TT", seed=9)] * 2)
+    assert trainer.global_step == 5
+    changed = differing(before, snapshot(module.net))
+    expected = {n for n in before if may_train(n)}
+    assert changed - expected == set(), "frozen tensors changed"
+    assert expected - changed == set(), "trainable tensors did not change"
+    names = {id(p): n for n, p in module.net.named_parameters()}
+    with_state = {names[id(p)] for p in trainer.optimizers[0].state}
+    assert with_state == expected, "optimiser state exists for exactly what trains"
+    assert {n for n, p in module.net.named_parameters() if p.requires_grad} == expected
+
+
+def test_a_model_without_experts_takes_the_same_policies() -> None:
+    for name in ("EmbedderOnly", "VisualParameters", "VisualAndAttention", "Everything"):
+        policy, may_train = POLICIES[name]
+        module = tiny_module({}, freezing=policy)
+        assert set(module.freezing_report.group_of) == {n for n in snapshot(module.net) if may_train(n)}
+
+
+def test_groups_carry_their_rates_and_vectors_no_decay() -> None:
+    module = tiny_module(QKV_FFN, freezing=VisualParameters(embedder_lr=3e-4, experts_lr=4e-4))
+    trainer = fit(module, [mixed_batch()])
+    seen = {group["name"]: (group["initial_lr"], group["weight_decay"]) for group in trainer.optimizers[0].param_groups}
+    assert seen == {"embedder": (3e-4, 0.1), "embedder/no_decay": (3e-4, 0.0), "experts": (4e-4, 0.1)}
+
+
+def test_the_report_counts_every_parameter_once() -> None:
+    module = tiny_module(QKV_FFN)
+    report, net = module.freezing_report, module.net
+    assert report.total == sum(p.numel() for p in net.parameters())
+    assert report.trainable == sum(p.numel() for p in net.parameters() if p.requires_grad)
+    table = str(report)
+    for part in ("token embedding", "attention, text", "attention, visual", "ffn, visual", "norms, text", "final norm"):
+        assert part in table
+    assert f"{report.trainable:,} trainable" in table
+
+
+# ---- mistakes in policies (P15)
+
+
+def test_a_pattern_that_matches_nothing_raises_and_shows_the_nearest_name() -> None:
+    groups = {"experts": TrainableGroup(["backbone.layers.*.fnn.visual.*"], 1e-3)}
+    with pytest.raises(UserError, match=r"matches no parameter; did you mean 'backbone\.layers\.\*\.ffn\.visual"):
+        freeze(tiny_net(), groups)
+
+
+def test_a_parameter_that_two_groups_claim_raises() -> None:
+    groups = {
+        "experts": TrainableGroup(["backbone.layers.*.visual.*"], 1e-3),
+        "ffn": TrainableGroup(["backbone.layers.*.ffn.*"], 1e-3),
+    }
+    with pytest.raises(UserError, match=r"layers\.0\.ffn\.visual\.gate\.weight is claimed by groups 'experts' and 'ffn'"):
+        freeze(tiny_net(), groups)
+
+
+def test_a_pattern_given_as_a_word_raises() -> None:
+    with pytest.raises(UserError, match="must be a list of patterns"):
+        freeze(tiny_net(), {"all": TrainableGroup("patch_embedder.*", 1e-3)})
+
+
+# ---- a step does not depend on how its batch was cut (P21)
+
+
+SAMPLES = ["tTTTTTTTTT", "[i]T", "tt[ii]tTTT", "tT"]  # 9, 1, 3 and 1 supervised tokens
+
+
+def gradients_of(splits: list[list[int]], accumulate: int) -> list[dict[str, Tensor]]:
+    rows = [row(pattern, seed=i) for i, pattern in enumerate(SAMPLES)]
+    rows[2].weights *= 0.25
+    module = tiny_module(QKV_FFN, freezing=Everything(1e-3, 1e-3, 1e-3), module_class=Recording)
+    batches = [Batch.collate([rows[i] for i in split]) for split in splits]
+    trainer = fit(module, batches, accumulate_grad_batches=accumulate, gradient_clip_val=None)
+    assert isinstance(module, Recording) and trainer.global_step == len(module.recorded)
+    return module.recorded
+
+
+def check_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
+    """Equal to 1e-6 of the whole gradient's norm: fp32 sums in another order."""
+    assert set(ours) == set(expected)
+    norm = math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
+    for name, gradient in expected.items():
+        assert float((ours[name] - gradient).norm()) <= tolerance * norm, name
+
+
+@pytest.mark.parametrize("splits", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[3, 2, 1], [0]]], ids=str)
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(splits: list[list[int]]) -> None:
+    check_split(splits)
+
+
+def check_split(splits: list[list[int]]) -> None:
+    (whole,) = gradients_of([[0, 1, 2, 3]], accumulate=1)
+    (cut,) = gradients_of(splits, accumulate=len(splits))
+    check_same_gradients(cut, whole)
+
+
+def test_the_last_incomplete_accumulation_is_weighted_right() -> None:
+    """Three micro-batches, two a step: the second step has one, and is not half as large."""
+    _, last = gradients_of([[0], [1], [2]], accumulate=2)
+    _, alone = gradients_of([[0, 1], [2]], accumulate=1)
+    check_same_gradients(last, alone, 1e-4)
+
+
+def test_a_micro_batch_without_a_label_changes_nothing() -> None:
+    (whole,) = gradients_of([[0, 1, 2, 3]], accumulate=1)
+    rows = [row(pattern, seed=i) for i, pattern in enumerate(SAMPLES)]
+    rows[2].weights *= 0.25
+    module = tiny_module(QKV_FFN, freezing=Everything(1e-3, 1e-3, 1e-3), module_class=Recording)
+    fit(module, [Batch.collate(rows), batch("ii", "ttt")], accumulate_grad_batches=2)
+    assert isinstance(module, Recording)
+    check_same_gradients(module.recorded[0], whole)
+
+
+# ---- two ranks (P17)
+
+
+@pytest.mark.timeout(140)
+def test_two_ranks_with_any_mix_of_batches_train_alike(tmp_path: Path) -> None:
+    """P17 and P21 over ranks: no hang, the same weights on both, the gradients of one process that sees all rows."""
+    first, second = train_two_ranks(tmp_path)
+    assert differing(first["weights"], second["weights"]) == set()
+    module = tiny_module(QKV_FFN, module_class=Recording)
+    fit(module, [joined(*pair) for pair in STEPS])
+    assert isinstance(module, Recording) and len(first["gradients"]) == len(STEPS)
+    for step, (ours, expected) in enumerate(zip(first["gradients"], module.recorded, strict=True)):
+        # after a step of AdamW the weights differ by what it makes of rounding in gradients next to zero
+        check_same_gradients(ours, expected, 1e-6 if step == 0 else 1e-3)
+
+
+def joined(one: Batch, other: Batch) -> Batch:
+    """One batch of the rows of two."""
+    return Batch.collate([row for part in (one, other) for row in rows_of(part)])
+
+
+def rows_of(part: Batch) -> list[Any]:
+    from mmframe.batch import Sample
+
+    columns = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks", "weights")
+    cut = {name: getattr(part, name).split(part.row_lengths) for name in columns}
+    tiles = part.tiles.split(part.row_tiles)
+    return [
+        Sample(key=key, **{name: cut[name][i] for name in columns}, tiles=tiles[i]) for i, key in enumerate(part.keys)
+    ]
+
+
+# ---- the objectives
+
+
+def test_bag_of_words_trains_the_embedder_alone() -> None:
+    module = tiny_module(freezing=EmbedderOnly(1e-2), objective=BagOfWords())
+    before = snapshot(module.net)
+    fit(module, [batch("[i]TT", "t[ii]tTT", seed=s) for s in range(3)])
+    changed = differing(before, snapshot(module.net))
+    assert changed == {n for n in before if n.startswith("patch_embedder.")}
+
+
+def test_bag_of_words_refuses_a_batch_without_images() -> None:
+    with pytest.raises(UserError, match="'tTT' has no image"):
+        BagOfWords()(tiny_net(), batch("tTT"))
+
+
+# ---- the optimiser
+
+
+def two_copies(dtype: torch.dtype) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    tensors = [torch.randn(5, 7), torch.randn(9)]
+    return tuple([nn.Parameter(t.to(dtype)) for t in tensors] for _ in range(2))  # type: ignore[return-value]
+
+
+def run_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: int, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        optimizer.step()
+
+
+def test_master_adamw_is_adamw_on_fp32_parameters() -> None:
+    ours, theirs = two_copies(torch.float32)
+    options = dict(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    run_steps(MasterAdamW(ours, **options), ours, 10)
+    run_steps(torch.optim.AdamW(theirs, fused=True, **options), theirs, 10)
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_small_updates_of_bf16_parameters_are_not_lost() -> None:
+    """At 1.0 bf16 moves in steps of 2^-8: plain AdamW never leaves the spot."""
+    ours, theirs = (nn.Parameter(torch.ones(4, dtype=torch.bfloat16)) for _ in range(2))
+    mine, plain = MasterAdamW([ours], lr=1e-4, weight_decay=0.0), torch.optim.AdamW([theirs], lr=1e-4, weight_decay=0.0)
+    for optimizer, parameter in ((mine, ours), (plain, theirs)):
+        for _ in range(200):
+            parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    torch.testing.assert_close(ours.detach().float(), torch.full((4,), 0.98), atol=4e-3, rtol=0)
+    assert torch.equal(theirs, torch.ones_like(theirs))
+
+
+def test_bf16_parameters_follow_their_fp32_masters() -> None:
+    bf16, fp32 = two_copies(torch.bfloat16)
+    fp32 = [nn.Parameter(p.detach().float()) for p in fp32]
+    generator = torch.Generator().manual_seed(0)
+    ours, reference = MasterAdamW(bf16, lr=1e-2), torch.optim.AdamW(fp32, lr=1e-2, fused=True)
+    for _ in range(10):
+        for p, q in zip(bf16, fp32, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator).bfloat16()
+            q.grad = p.grad.float()
+        ours.step()
+        reference.step()
+    for p, q in zip(bf16, fp32, strict=True):
+        assert torch.equal(p, q.bfloat16())
+        assert torch.equal(ours.state[p]["master"], q)
+
+
+def test_optimiser_state_keeps_its_bits_through_a_checkpoint(tmp_path: Path) -> None:
+    check_masters_survive(tmp_path)
+
+
+def check_masters_survive(folder: Path) -> None:
+    """A resumed run goes on from the fp32 masters, not from the rounded bf16 weights."""
+    first, second = two_copies(torch.bfloat16)
+    whole = MasterAdamW(first, lr=1e-2, weight_decay=0.1)
+    run_steps(whole, first, 5)
+    torch.save(whole.state_dict(), folder / "optimizer.pt")
+    resumed = MasterAdamW(second, lr=1e-2, weight_decay=0.1)
+    with torch.no_grad():
+        for p, q in zip(second, first, strict=True):
+            p.copy_(q)
+    resumed.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    for p, q in zip(first, second, strict=True):
+        for key, value in whole.state[p].items():
+            assert resumed.state[q][key].dtype == torch.float32
+            assert torch.equal(resumed.state[q][key], value), key
+    run_steps(whole, first, 5, seed=1)
+    run_steps(resumed, second, 5, seed=1)
+    for p, q in zip(first, second, strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]), ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.55, 0.1])],
+)
+def test_learning_rate_by_step(schedule: str, expected: list[float]) -> None:
+    optim = AdamWSchedule(warmup_steps=4, schedule=schedule, min_lr_ratio=0.1)  # type: ignore[arg-type]
+    assert [optim.scale(step, max_steps=8) for step in (0, 1, 2, 3, 4, 6, 8)] == pytest.approx(expected)
+
+
+def test_cosine_without_a_number_of_steps_is_refused() -> None:
+    with pytest.raises(UserError, match="set it, or use schedule constant"):
+        fit(tiny_module(optim=AdamWSchedule()), [mixed_batch()])
