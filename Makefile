@@ -18,7 +18,8 @@ LINT_STAMP := $(VENV)/.installed-lint
 .DELETE_ON_ERROR:
 
 demo: $(RUN_STAMP)
-	$(PY) -m mmframe demo
+	$(PY) -m mmframe.data.demo
+	$(PY) -m experiments.demo
 
 test: $(TEST_STAMP)
 	$(PY) -m pytest -q

@@ -10,7 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,12 @@ class Component:
     """
 
     spec: dict[str, Any]
+    toy_args: ClassVar[dict[str, Any] | None] = {}
+    """Constructor arguments of a tiny instance, for tests/test_contracts.py; None: it has one size and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__.setdefault("spec", {"class_path": _path(type(self)), "init_args": {}})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -50,11 +56,15 @@ class Component:
                 bound = signature.bind(self, *args, **kw)
                 bound.apply_defaults()
                 given = {k: v for k, v in list(bound.arguments.items())[1:]}
-                path = f"{type(self).__module__}.{type(self).__qualname__}"
-                self.__dict__["spec"] = {"class_path": path, "init_args": {k: as_plain(v) for k, v in given.items()}}
+                init_args = {k: as_plain(v) for k, v in given.items()}
+                self.__dict__["spec"] = {"class_path": _path(type(self)), "init_args": init_args}
             init(self, *args, **kw)
 
         cls.__init__ = recording_init  # type: ignore[method-assign]
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def as_plain(value: Any) -> Any:
@@ -115,8 +125,9 @@ class Backbone(Component, nn.Module, ABC):
         """Final norm and head: [S, D] -> logits [S, V]."""
 
     @abstractmethod
-    def rope(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [..., head_dim] in fp32 for `positions` in a context of `length` tokens."""
+    def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [..., head_dim] in fp32 for `positions` [...] of rows of `lengths` tokens (broadcast): a row's
+        angles never depend on its neighbours in the batch."""
 
     @abstractmethod
     def sites(self) -> "Iterator[tuple[int, str, Experts]]":

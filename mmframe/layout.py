@@ -90,8 +90,8 @@ class Layout:
         def planned(x_T: Tensor) -> Tensor:
             return (x_T if order is None else x_T[order]).to(device)
 
-        context = int((past + lengths).max())
-        cos, sin = backbone.rope(plan.sort(batch.positions), context)
+        context_B = past + lengths
+        cos, sin = backbone.rope(plan.sort(batch.positions), planned(context_B[row_T]))
         layout = cls(
             num_rows=num_rows,
             length=length,
@@ -100,12 +100,12 @@ class Layout:
             to_grid=to_grid.to(device),
             from_grid=planned(cell_T),
             holes=is_hole.nonzero().flatten().to(device) if bool(is_hole.any()) else None,
-            context=context,
+            context=int(context_B.max()),
             mask=None,
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
         )
-        return layout._with_mask(batch, plan, backbone, past.to(device), dtype, cache)
+        return layout._with_mask(batch, plan, backbone, past.to(device), context_B.to(device), dtype, cache)
 
     def grid(self, x_T: Tensor) -> Tensor:
         """[T, ...] in plan order -> [B, L, ...]."""
@@ -123,6 +123,7 @@ class Layout:
         plan: Plan,
         backbone: Backbone,
         past: Tensor,
+        context_B: Tensor,
         dtype: torch.dtype,
         cache: KVCache | None,
     ) -> Layout:
@@ -159,7 +160,7 @@ class Layout:
         allowed = torch.where(q_doc < 0, column == 0, allowed)
         changes: dict[str, Any] = {"mask": allowed[:, None]}
         if cache is not None and cache.raw_keys:
-            cos, sin = backbone.rope(key_positions[:, 0].clamp(min=0), self.context)
+            cos, sin = backbone.rope(key_positions[:, 0].clamp(min=0), context_B[:, None])
             changes |= {"key_cos": cos.to(dtype)[:, :, None], "key_sin": sin.to(dtype)[:, :, None]}
         return replace(self, **changes)
 

@@ -12,3 +12,12 @@ def same_random_state() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for noise in ("no `val_dataloader`", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", "in eval mode at"):
+        config.addinivalue_line("filterwarnings", f"ignore:.*{noise}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-expected", action="store_true", help="write the expected losses anew")

@@ -24,8 +24,8 @@ from mmframe.optim import AdamWSchedule
 from mmframe.processing import ByteTokenizer, ChatProcessor
 
 HIDDEN, VOCAB, IMAGE_SIZE, TOKENS_PER_TILE = 32, 64, 8, 4
-ALL_SITES = dict.fromkeys(SITES, "all")
-QKV_FFN = dict.fromkeys(("q", "k", "v", "ffn"), "all")
+ALL_SITES: dict[str, str] = dict.fromkeys(SITES, "all")
+QKV_FFN: dict[str, str] = dict.fromkeys(("q", "k", "v", "ffn"), "all")
 """Sites of Mono-InternVL-1.5."""
 
 

@@ -45,16 +45,17 @@ class Rope:
     def changes_with_length(self, length: int) -> bool:
         return self.scaling == "dynamic" and length > self.max_positions
 
-    def angles(self, positions: Tensor, length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-        """cos, sin [..., head_dim] in fp32 for integer positions [...] in a context of `length` tokens.
+    def angles(self, positions: Tensor, lengths: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+        """cos, sin [..., head_dim] in fp32 for integer positions [...] of rows of `lengths` tokens (broadcast).
 
-        Dynamic NTK is computed afresh from `length`: base' = base * (factor * length / max - (factor - 1)) ^ (d / (d - 2)).
+        Dynamic NTK is computed afresh from the row's length:
+        base' = base * (factor * length / max - (factor - 1)) ^ (d / (d - 2)).
         The released code lets its table only grow, so that a short prompt after a long one changes; ours does not.
         """
-        base = self.theta
-        if self.changes_with_length(length):
-            ratio = self.factor * length / self.max_positions - (self.factor - 1)
-            base = base * ratio ** (head_dim / (head_dim - 2))
+        base: float | Tensor = self.theta
+        if self.scaling == "dynamic":  # a ratio of 1 up to max_positions
+            ratio = self.factor * lengths.float() / self.max_positions - (self.factor - 1)
+            base = base * ratio.clamp(min=1)[..., None] ** (head_dim / (head_dim - 2))
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         t = positions.to(torch.float32)
         if self.scaling == "linear":
@@ -208,8 +209,8 @@ class Decoder(Backbone):
     def embed(self, ids_T: Tensor) -> Tensor:
         return self.embedding(ids_T)
 
-    def rope(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        return self.rotary.angles(positions, length, self.head_dim)
+    def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rotary.angles(positions, lengths, self.head_dim)
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None = None) -> Tensor:
         check_fp16(x_TD.dtype)

@@ -32,6 +32,8 @@ class InternLM2(Decoder):
         attention: ``causal`` or ``image_bidirectional``.
     """
 
+    toy_args = dict(hidden_size=32, num_layers=2, num_heads=4, kv_heads=2, intermediate_size=48, vocab_size=64)
+
     def __init__(
         self,
         hidden_size: int = 2048,

@@ -66,6 +66,8 @@ class SmolLM2(Decoder):
         UserError: the package or file is missing, or its sizes differ.
     """
 
+    toy_args = None
+
     def __init__(self, weights: str = "package", attention: str = "causal") -> None:
         super().__init__(
             hidden_size=576,

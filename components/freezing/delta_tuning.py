@@ -28,8 +28,11 @@ class TrainOnly(FreezingPolicy):
             names such as ``backbone.layers.3.ffn.visual.gate.weight``, ``patch_embedder.conv.weight``.
     """
 
+    toy_args = {"train": {"embedder": {"match": ["patch_embedder.*"], "lr": 1e-3}}}
+
     def __init__(self, train: dict[str, TrainableGroup]) -> None:
-        self.train = train
+        # a recorded call holds plain data
+        self.train = {name: TrainableGroup(**g) if isinstance(g, dict) else g for name, g in train.items()}
 
     def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
         return self.train
@@ -42,6 +45,8 @@ class EmbedderOnly(FreezingPolicy):
     Args:
         lr: Peak learning rate.
     """
+
+    toy_args = {"lr": 1e-3}
 
     def __init__(self, lr: float) -> None:
         self.lr = lr
@@ -61,6 +66,8 @@ class VisualParameters(FreezingPolicy):
         experts_lr: Peak rate of the experts.
     """
 
+    toy_args = {"embedder_lr": 1e-3, "experts_lr": 1e-3}
+
     def __init__(self, embedder_lr: float, experts_lr: float) -> None:
         self.embedder_lr, self.experts_lr = embedder_lr, experts_lr
 
@@ -77,6 +84,8 @@ class VisualAndAttention(VisualParameters):
         experts_lr: Peak rate of the experts.
         attention_lr: Peak rate of the pretrained attention.
     """
+
+    toy_args = {"embedder_lr": 1e-3, "experts_lr": 1e-3, "attention_lr": 1e-4}
 
     def __init__(self, embedder_lr: float, experts_lr: float, attention_lr: float) -> None:
         super().__init__(embedder_lr, experts_lr)
@@ -95,6 +104,8 @@ class Everything(FreezingPolicy):
         embedder_lr: Peak rate of the patch embedder.
         experts_lr: Peak rate of the experts.
     """
+
+    toy_args = {"text_lr": 1e-4, "embedder_lr": 1e-3, "experts_lr": 1e-3}
 
     def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float) -> None:
         self.text_lr, self.embedder_lr, self.experts_lr = text_lr, embedder_lr, experts_lr

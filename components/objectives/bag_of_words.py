@@ -30,6 +30,7 @@ class BagOfWords(Objective):
     def __init__(self, temperature: float = 0.04, ignore_ids: list[int] | None = None) -> None:
         self.temperature = temperature
         self.ignore_ids = list(ignore_ids or [])
+        self._words_VD: Tensor | None = None
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if not batch.tiles.shape[0]:
@@ -39,8 +40,7 @@ class BagOfWords(Objective):
         row_T = torch.arange(batch.num_rows).repeat_interleave(lengths).to(visual_ND.device)
         mean_RD = visual_ND.new_zeros(batch.num_rows, visual_ND.shape[1])
         mean_RD = mean_RD.index_add(0, row_T[batch.image_slots], visual_ND)  # the sum: a cosine does not see the length
-        words_VD = net.backbone.embed(torch.arange(net.backbone.vocab_size, device=visual_ND.device))  # type: ignore
-        cosine_RV = F.normalize(mean_RD, dim=-1) @ F.normalize(words_VD.detach().float(), dim=-1).T
+        cosine_RV = F.normalize(mean_RD, dim=-1) @ self._words(net).T
         logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
         labels_S = batch.labels[batch.supervised]
         weights_S = batch.weights[batch.supervised]
@@ -48,3 +48,12 @@ class BagOfWords(Objective):
             weights_S = weights_S * (labels_S != ignored)
         ce_S = -logp_RV[row_T[batch.supervised], labels_S]
         return (weights_S * ce_S).sum(), weights_S.sum()
+
+    def _words(self, net: nn.Module) -> Tensor:
+        """Token embeddings of length one, fp32 [V, D]; computed once, so they must be frozen."""
+        if self._words_VD is None:
+            words = net.backbone.embed(torch.arange(net.backbone.vocab_size, device=next(net.parameters()).device))  # type: ignore
+            if words.requires_grad:
+                raise UserError("objective BagOfWords: the token embedding trains; freeze it, e.g. freezing EmbedderOnly")
+            self._words_VD = F.normalize(words.float(), dim=-1)
+        return self._words_VD

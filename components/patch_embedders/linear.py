@@ -20,6 +20,8 @@ class LinearPatchEmbedder(PatchEmbedder):
         bias: The Linear has a bias.
     """
 
+    toy_args = dict(image_size=8, patch_size=4)
+
     def __init__(self, hidden_size: int, image_size: int = 480, patch_size: int = 32, bias: bool = True) -> None:
         super().__init__()
         self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size

@@ -45,6 +45,8 @@ class MonoPatchEmbedder(PatchEmbedder):
         position_std: Standard deviation of the initial positions.
     """
 
+    toy_args = dict(image_size=8, patch_size=2, channels=8)
+
     def __init__(
         self,
         hidden_size: int,

@@ -21,7 +21,6 @@ RUN = {
 TOOLS = {
     "recipes": ("mmframe.cli.recipes", "main", "ls | show | cp | validate"),
     "components": ("mmframe.cli.components", "main", "ls [KIND] | show NAME"),
-    "demo": ("mmframe.demo", "main", "the main job on real pictures: data, training, report (`make demo`)"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }
 EXAMPLES = """examples:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
+from typing import Literal
 
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
@@ -38,6 +39,8 @@ class ConversationData(MultimodalData):
         seed: Of the order and of everything drawn.
         num_workers: Loader processes; 0 loads in the training process.
         cache_mb: Decoded images are kept in memory up to this size, for each process.
+        missing: What to do about a training file that is not there: error, or skip it and say so (at least one must be
+            there).
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ConversationData(MultimodalData):
         seed: int = 0,
         num_workers: int = 0,
         cache_mb: int = 256,
+        missing: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(batch_size, val_batch_size, seed, num_workers)
         self.train_files = [train] if isinstance(train, str) else list(train)
@@ -61,10 +65,22 @@ class ConversationData(MultimodalData):
         self.weights = [1.0] * len(self.train_files) if weights is None else list(weights)
         if len(self.weights) != len(self.train_files) or min(self.weights, default=0) <= 0:
             raise UserError(f"data: weights={weights} must be {len(self.train_files)} positive numbers, one a file")
+        if missing == "skip":
+            self._skip_missing()
         if max_tiles < 1:
             raise UserError(f"data: max_tiles={max_tiles} must be at least 1")
         self.max_tiles, self.questions_per_image, self.balance = max_tiles, questions_per_image, balance
         self.exclude_answers, self.cache_mb = frozenset(exclude_answers or ()), cache_mb
+
+    def _skip_missing(self) -> None:
+        there = [data_path(file).is_file() for file in self.train_files]
+        if not any(there):
+            raise UserError(f"data: none of {', '.join(self.train_files)} is there; run: python -m mmframe.data.demo")
+        for file, is_there in zip(self.train_files, there, strict=True):
+            if not is_there:
+                print(f"data: {file} is not there, going on without it")
+        self.weights = [weight for weight, is_there in zip(self.weights, there, strict=True) if is_there]
+        self.train_files = [file for file, is_there in zip(self.train_files, there, strict=True) if is_there]
 
     def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Rows | None]:
         store = TileStore(processor, embedder.image_size, self.cache_mb * 2**20)

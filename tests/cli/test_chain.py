@@ -15,6 +15,8 @@ from mmframe.cli.main import main
 
 from .conftest import start
 
+pytestmark = pytest.mark.timeout(1500)  # against a hang only: other jobs may leave these processes little of the CPU
+
 # enough steps that a signal always comes in the middle
 RECIPE = """
 base: toy/_common
@@ -31,7 +33,7 @@ STAGES = ["one", "two"]
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -55,17 +57,17 @@ def story(tmp_path_factory):
     first = start(*words, run, cwd=folder)
     wait_for(lambda: steps_of(run / STAGES[0]) >= 5, first)
     first.send_signal(signal.SIGTERM)
-    told["terminated"] = first.communicate(timeout=60)[0]
+    told["terminated"] = first.communicate(timeout=400)[0]
     told["terminated code"] = first.returncode
     told["after"] = {f.name for f in (run / STAGES[0]).iterdir()}
 
     second = start(*words, run, cwd=folder)
     wait_for(lambda: steps_of(run / STAGES[1]) >= 5 and (run / STAGES[1] / "checkpoints/last.ckpt").exists(), second)
     os.killpg(second.pid, signal.SIGKILL)
-    told["killed"] = second.communicate(timeout=60)[0]
+    told["killed"] = second.communicate(timeout=400)[0]
 
     third = start(*words, run, cwd=folder)
-    told["finished"] = third.communicate(timeout=120)[0]
+    told["finished"] = third.communicate(timeout=400)[0]
     told["finished code"] = third.returncode
 
     told["whole code"] = main([str(word) for word in ["fit", folder / "mine.yaml", "--run-dir", folder / "whole",
@@ -179,7 +181,7 @@ def test_one_stage_alone_and_again_with_force(cli, story, elsewhere):
 
 def test_a_stage_that_fails_stops_the_chain(elsewhere):
     process = start("fit", "toy/evip_pp", "--model.init_from=missing.safetensors", cwd=elsewhere)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=400)[0]
     assert process.returncode == 2
     assert "mmframe: error: init_from: missing.safetensors does not exist" in output and "Traceback" not in output
     assert "s1_2_semantic" not in output

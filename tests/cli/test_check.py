@@ -18,7 +18,7 @@ MISTAKES = [
     ("--trainer.callbacks+=Timmer", "'Timmer' is not a callback of Lightning; did you mean 'Timer'"),
     # name of a key
     ("--model.rooter=SharedRouter", "the model has no argument 'rooter'; did you mean 'router'"),
-    ("--model.router.initt=copy", "router.init_args.initt: ModalityRouter has no argument 'initt'; did you mean 'init'"),
+    ("--model.router.initt=copy", "initt: ModalityRouter has no argument 'initt'; did you mean 'init'"),
     ("--data.batchsize=3", "ToyData has no argument 'batchsize'; did you mean 'batch_size'"),
     ("--max_steps=3", "unknown key 'max_steps'; did you mean 'trainer.max_steps'"),
     ("--stge=s1", "unknown key 'stge'; did you mean 'stage'"),

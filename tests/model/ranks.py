@@ -33,18 +33,18 @@ def train(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     module = tiny_module(QKV_FFN, module_class=Recording)
     assert isinstance(module, Recording)
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=40))
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=120))
     fit(module, [step[rank] for step in STEPS], devices=2, strategy=strategy)
     torch.save({"weights": module.net.state_dict(), "gradients": module.recorded}, Path(folder, f"rank{rank}.pt"))
     destroy_process_group()
 
 
-def train_two_ranks(folder: Path, seconds: float = 100) -> list[dict[str, Any]]:
+def train_two_ranks(folder: Path, seconds: float = 200) -> list[dict[str, Any]]:
     """Weights of both ranks after `STEPS` and the gradients of each step; a hang is a TimeoutError."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    running = mp.spawn(train, (port, str(folder)), nprocs=2, join=False)  # type: ignore[attr-defined]
+    running: Any = mp.spawn(train, (port, str(folder)), nprocs=2, join=False)  # type: ignore[attr-defined]
     try:
         if not running.join(timeout=seconds) and not running.join(timeout=5):
             raise TimeoutError(f"two ranks did not finish {len(STEPS)} steps in {seconds} s")

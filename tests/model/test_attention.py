@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.helpers import (
     all_hidden,
     all_logits,
     batch,
+    loss_and_gradients,
     mixed_batch,
     row,
     tiny_internlm2,
@@ -28,7 +30,7 @@ from tests.helpers import (
 )
 
 MASKS = pytest.mark.parametrize("attention", ["causal", "image_bidirectional"])
-CLOSE = dict(atol=2e-5, rtol=1e-5)
+CLOSE: dict[str, Any] = dict(atol=2e-5, rtol=1e-5)
 
 
 def make(attention: str = "causal", sites: dict[str, str] | None = None) -> MultimodalLM:
@@ -132,7 +134,8 @@ def test_documents_of_a_row_do_not_see_one_another(attention: str) -> None:
 def test_packed_documents_equal_rows_of_their_own(attention: str) -> None:
     """P8, with the same words and pictures."""
     net, packed = make(attention), row("tt[i]t|t[ii]tt[i]|ttt")
-    alone = [cut(packed, *span) for span in ((0, 9), (9, 26), (26, 29))]
+    ends = [int((packed.docs <= doc).sum()) for doc in range(3)]
+    alone = [cut(packed, *span) for span in zip([0, *ends], ends, strict=False)]
     expected = torch.cat([all_logits(net, one) for one in alone])
     torch.testing.assert_close(all_logits(net, packed), expected, **CLOSE)
 
@@ -155,7 +158,8 @@ def test_questions_that_share_an_image_equal_rows_of_their_own(attention: str) -
     for branch in (1, 2, 3):
         mine = (shared.branches == 0) | (shared.branches == branch)
         kept = {f.name: getattr(shared, f.name)[mine] for f in fields(Sample) if f.name not in ("key", "tiles")}
-        alone = Sample(key="", tiles=shared.tiles, **(kept | {"branches": torch.zeros(int(mine.sum()), dtype=torch.int32)}))
+        kept["branches"] = torch.zeros_like(kept["branches"])
+        alone = Sample(key="", tiles=shared.tiles, **kept)
         assert alone.positions.tolist() == list(range(len(alone)))
         torch.testing.assert_close(all_logits(net, alone), together[mine], **CLOSE)
 
@@ -174,8 +178,6 @@ def test_rows_of_a_batch_do_not_depend_on_one_another(attention: str) -> None:
 
 def test_padding_cells_add_nothing_to_gradients() -> None:
     """A long neighbour puts padding behind a short row; its gradient is that of the rows alone."""
-    from tests.helpers import loss_and_gradients
-
     net = make()
     _, together = loss_and_gradients(net, batch("tTT", "tt[i]tttttttTT"))
     together = {name: g.clone() for name, g in together.items() if g is not None}
@@ -262,7 +264,8 @@ def generated(net: MultimodalLM, samples: list[Sample], new: int) -> list[list[i
 
 def row_with(sample: Sample, ids: list[int]) -> Sample:
     def grow(column: Tensor, value: int | list[int]) -> Tensor:
-        return torch.cat([column, torch.tensor(value if isinstance(value, list) else [value] * len(ids), dtype=column.dtype)])
+        values = value if isinstance(value, list) else [value] * len(ids)
+        return torch.cat([column, torch.tensor(values, dtype=column.dtype)])
 
     start = int(sample.positions[-1]) + 1
     return replace(

@@ -87,7 +87,7 @@ def test_a_poisoned_expert_reaches_only_its_own_tokens(make: object, poisoned: s
 
 
 def check_poison(experts: Experts, poisoned: str) -> None:
-    """P16: NaN weights, and infinite ones, of one expert leave the other kind's tokens as they were, to the last bit."""
+    """P16: NaN or infinite weights of one expert leave the other kind's tokens as they were, to the last bit."""
     x, is_visual = torch.randn(9, 6), torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 0]).bool()
     healthy = is_visual if poisoned == "text" else ~is_visual
     before = run(experts, x, is_visual)[healthy]
@@ -181,14 +181,19 @@ def test_text_only_logits_stay_bit_identical_while_visual_parameters_train(sites
     check_text_preserved(sites)
 
 
-def check_text_preserved(sites: dict[str, str]) -> None:
+def test_text_only_logits_stay_bit_identical_in_bf16_too() -> None:
+    check_text_preserved(QKV_FFN, dtype=torch.bfloat16, precision="bf16-true")
+
+
+def check_text_preserved(sites: dict[str, str], dtype: torch.dtype = torch.float32, **options: str) -> None:
     """P13 during and after training on mixed batches, weight decay included."""
-    dense, given = tiny_net({}), batch("tttt", "tttttttt", "tt|ttt/tt/t")
+    dense, given = tiny_net({}).to(dtype), batch("tttt", "tttttttt", "tt|ttt/tt/t")
     expected, images = all_logits(dense, given), batch("[i]tt", "t[ii]t")
     module = tiny_module(sites)
-    before = all_logits(module.net, images)
+    before = all_logits(module.net.to(dtype), images)
     for step in range(3):
-        fit(module, [mixed_batch(seed=10 * step), mixed_batch(seed=10 * step + 5)])
+        fit(module, [mixed_batch(seed=10 * step), mixed_batch(seed=10 * step + 5)], **options)
+        assert {p.dtype for p in module.net.parameters()} == {dtype}
         assert torch.equal(all_logits(module.net.eval(), given), expected)
     assert (all_logits(module.net, images) - before).abs().max() > 1e-2  # it did learn something
 

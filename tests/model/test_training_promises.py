@@ -50,6 +50,7 @@ POLICIES: dict[str, tuple[FreezingPolicy, Any]] = {
     ),
 }
 
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_frozen_tensors_keep_their_bits_and_trainable_ones_change(name: str) -> None:
     check_frozen(name)
@@ -112,7 +113,7 @@ def test_a_parameter_that_two_groups_claim_raises() -> None:
         "experts": TrainableGroup(["backbone.layers.*.visual.*"], 1e-3),
         "ffn": TrainableGroup(["backbone.layers.*.ffn.*"], 1e-3),
     }
-    with pytest.raises(UserError, match=r"layers\.0\.ffn\.visual\.gate\.weight is claimed by groups 'experts' and 'ffn'"):
+    with pytest.raises(UserError, match=r"0\.ffn\.visual\.gate\.weight is claimed by groups 'experts' and 'ffn'"):
         freeze(tiny_net(), groups)
 
 
@@ -176,7 +177,7 @@ def test_a_micro_batch_without_a_label_changes_nothing() -> None:
 # ---- two ranks (P17)
 
 
-@pytest.mark.timeout(140)
+@pytest.mark.timeout(250)
 def test_two_ranks_with_any_mix_of_batches_train_alike(tmp_path: Path) -> None:
     """P17 and P21 over ranks: no hang, the same weights on both, the gradients of one process that sees all rows."""
     first, second = train_two_ranks(tmp_path)
@@ -239,7 +240,7 @@ def run_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], 
 
 def test_master_adamw_is_adamw_on_fp32_parameters() -> None:
     ours, theirs = two_copies(torch.float32)
-    options = dict(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
+    options: dict[str, Any] = dict(lr=1e-2, weight_decay=0.1, betas=(0.9, 0.98), eps=1e-6)
     run_steps(MasterAdamW(ours, **options), ours, 10)
     run_steps(torch.optim.AdamW(theirs, fused=True, **options), theirs, 10)
     for mine, reference in zip(ours, theirs, strict=True):

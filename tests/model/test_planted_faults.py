@@ -1,0 +1,227 @@
+"""A test is worth what it catches: known faults are planted, and a named check must fail on each.
+
+The checks are those that the tests of the same name run on the sound code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import AdamW
+
+from components.backbones import decoder
+from components.backbones.internlm2 import InternLM2
+from components.freezing import delta_tuning
+from components.routers.modality import ModalityRouter
+from mmframe import module as module_file
+from mmframe.experts import Experts
+from mmframe.freezing import FreezingReport, freeze
+from mmframe.layout import Layout, _Gather
+from mmframe.module import MultimodalModule
+from mmframe.optim import MasterAdamW
+from mmframe.plan import Plan
+from tests.helpers import QKV_FFN
+from tests.model import test_attention, test_reference, test_routing, test_training_promises
+
+Patch = pytest.MonkeyPatch
+
+
+def blend_instead_of_gather(patch: Patch) -> None:
+    """Every expert runs on all tokens and the outputs are mixed with a mask of 0 and 1, as the released code does."""
+
+    def forward(self: Experts, x_TD: Tensor, plan: Plan) -> Tensor:
+        if len(self) == 1:
+            return self["text"](x_TD)
+        expert_T = torch.arange(len(plan.sizes)).repeat_interleave(torch.tensor(plan.sizes))
+        masks = [(expert_T == e).to(x_TD.dtype)[:, None] for e in range(len(self))]
+        return torch.stack([expert(x_TD) * mask for expert, mask in zip(self.values(), masks, strict=True)]).sum(0)
+
+    patch.setattr(Experts, "forward", forward)
+
+
+def guarded_expert(patch: Patch) -> None:
+    """An expert without tokens is not called."""
+
+    def forward(self: Experts, x_TD: Tensor, plan: Plan) -> Tensor:
+        if len(self) == 1:
+            return self["text"](x_TD)
+        chunks = x_TD.split(plan.sizes)
+        return torch.cat([expert(c) for expert, c in zip(self.values(), chunks, strict=True) if len(c)])
+
+    patch.setattr(Experts, "forward", forward)
+
+
+def experts_swapped(patch: Patch) -> None:
+    """Text goes to the visual expert and images to the text expert."""
+
+    def plan(self: ModalityRouter, kinds_T: Tensor) -> Plan:
+        return Plan.from_experts(1 - self.expert_of_kind[kinds_T.long()], 2)
+
+    patch.setattr(ModalityRouter, "plan", plan)
+
+
+def frozen_norm_trains(patch: Patch) -> None:
+    """A pattern that is a little too wide."""
+    patch.setattr(delta_tuning, "EXPERTS", ["backbone.layers.*.visual.*", "backbone.layers.*.ffn_norm.text.*"])
+
+
+def nothing_is_frozen(patch: Patch) -> None:
+    """The report is right, but no parameter is told."""
+
+    def lazy(model: torch.nn.Module, groups: Any) -> FreezingReport:
+        report = freeze(model, groups)
+        model.requires_grad_(True)
+        return report
+
+    patch.setattr(module_file, "freeze", lazy)
+
+
+def causal_mask_off_by_one(patch: Patch) -> None:
+    """Plain causal attention that sees one token ahead."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(diagonal=1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    patch.setattr(decoder, "attend", attend)
+
+
+def explicit_mask_off_by_one(patch: Patch) -> None:
+    """The mask of caches, documents and branches sees one column ahead."""
+    sound = Layout._with_mask
+
+    def shifted(self: Layout, *args: Any) -> Layout:
+        layout = sound(self, *args)
+        return layout if layout.mask is None else replace(layout, mask=layout.mask | layout.mask.roll(1, dims=-1))
+
+    patch.setattr(Layout, "_with_mask", shifted)
+
+
+def padding_leaks_gradients(patch: Patch) -> None:
+    """Padding cells hand back the gradient of the token whose place they repeat."""
+
+    def ungrid(self: Layout, x_BL: Tensor) -> Tensor:
+        flat = x_BL.reshape(self.num_rows * self.length, *x_BL.shape[2:])
+        return _Gather.apply(flat, self.from_grid, self.to_grid, None)  # type: ignore[return-value]
+
+    patch.setattr(Layout, "ungrid", ungrid)
+
+
+def wqkv_read_as_blocks(patch: Patch) -> None:
+    """All queries, then all keys, then all values: it loads without an error."""
+    sound = InternLM2.from_official
+
+    def blocks(self: InternLM2, state: dict[str, Tensor], prefix: str = "language_model.") -> dict[str, Tensor]:
+        ours = sound(self, state, prefix)
+        kv = self.kv_heads * self.head_dim
+        for name, tensor in state.items():
+            if match := re.fullmatch(r"language_model\.model\.layers\.(\d+)\.attention\.wqkv\.weight", name):
+                parts = tensor.split((self.hidden_size, kv, kv))
+                ours |= {f"layers.{match[1]}.{s}.text.weight": p for s, p in zip("qkv", parts, strict=True)}
+        return ours
+
+    patch.setattr(InternLM2, "from_official", blocks)
+
+
+def one_token_means_text(patch: Patch) -> None:
+    """A call of one token is taken for a decoding step."""
+    sound = ModalityRouter.plan
+
+    def plan(self: ModalityRouter, kinds_T: Tensor) -> Plan:
+        return sound(self, torch.zeros_like(kinds_T) if len(kinds_T) == 1 else kinds_T)
+
+    patch.setattr(ModalityRouter, "plan", plan)
+
+
+def mean_of_micro_batch_means(patch: Patch) -> None:
+    """Every micro-batch counts the same, however many supervised tokens it has."""
+    patch.setattr(MultimodalModule, "_whole_batch", lambda self: True)
+
+
+def masters_rounded_on_resume(patch: Patch) -> None:
+    """torch's own loading casts the optimiser's state to the dtype of the parameter."""
+    patch.setattr(MasterAdamW, "load_state_dict", AdamW.load_state_dict)
+
+
+def poison(folder: Path) -> None:
+    test_routing.check_poison(test_routing.two_experts(), "visual")
+
+
+def empty_expert(folder: Path) -> None:
+    test_routing.check_empty_expert(test_routing.two_experts(), empty="visual")
+
+
+def text_preserved(folder: Path) -> None:
+    test_routing.check_text_preserved(QKV_FFN)
+
+
+def frozen_bits(folder: Path) -> None:
+    test_training_promises.check_frozen("VisualParameters")
+
+
+def causal(folder: Path) -> None:
+    test_attention.check_causal("causal")
+
+
+def pieces(folder: Path) -> None:
+    test_attention.check_pieces(test_attention.make(), [11, 18])
+
+
+def padding_gradients(folder: Path) -> None:
+    test_attention.test_padding_cells_add_nothing_to_gradients()
+
+
+def single_slot(folder: Path) -> None:
+    test_attention.test_a_piece_of_a_single_slot_goes_to_the_visual_expert()
+
+
+def reference_logits(folder: Path) -> None:
+    test_reference.check_one_image_logits()
+
+
+def split(folder: Path) -> None:
+    test_training_promises.check_split([[0, 1], [2, 3]])
+
+
+def resume(folder: Path) -> None:
+    test_training_promises.check_masters_survive(folder)
+
+
+Check = Callable[[Path], None]
+CAUGHT_BY: list[tuple[Callable[[Patch], None], Check]] = [
+    (blend_instead_of_gather, poison),
+    (guarded_expert, empty_expert),
+    (experts_swapped, text_preserved),
+    (experts_swapped, reference_logits),
+    (frozen_norm_trains, frozen_bits),
+    (frozen_norm_trains, text_preserved),
+    (nothing_is_frozen, frozen_bits),
+    (causal_mask_off_by_one, causal),
+    (causal_mask_off_by_one, reference_logits),
+    (explicit_mask_off_by_one, pieces),
+    (padding_leaks_gradients, padding_gradients),
+    (wqkv_read_as_blocks, reference_logits),
+    (one_token_means_text, single_slot),
+    (mean_of_micro_batch_means, split),
+    (masters_rounded_on_resume, resume),
+]
+
+
+@pytest.mark.parametrize(("fault", "check"), CAUGHT_BY, ids=lambda function: function.__name__)
+def test_a_planted_fault_is_caught(
+    fault: Callable[[Patch], None], check: Check, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    check(tmp_path)  # sound code passes, so that the failure below is the fault's
+    torch.manual_seed(0)
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        check(tmp_path)

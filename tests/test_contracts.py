@@ -1,0 +1,411 @@
+"""Registering a component is getting it tested: what every component of a kind promises, over the registry.
+
+A new component needs no test of its own for this. If its default size is large or it has required arguments, give the
+class `toy_args`; `hidden_size` of a patch embedder is filled in here, as the command line does.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from components.backbones.internlm2 import InternLM2
+from components.patch_embedders.mono import MonoPatchEmbedder
+from components.routers.modality import ModalityRouter, SharedRouter
+from mmframe import registry
+from mmframe.catalog import of_kind
+from mmframe.contracts import SITES, Backbone, Component, ExpertRouter, FreezingPolicy, Objective, PatchEmbedder
+from mmframe.errors import UserError
+from mmframe.experts import Experts
+from mmframe.freezing import freeze
+from mmframe.kinds import TokenKind
+from mmframe.loading import build
+from mmframe.model import MultimodalLM
+from mmframe.optim import AdamWSchedule
+from tests.helpers import (
+    ALL_SITES,
+    HIDDEN,
+    QKV_FFN,
+    all_logits,
+    batch,
+    loss_and_gradients,
+    roughen,
+    row,
+    tiny_embedder,
+    tiny_llama,
+    tiny_net,
+)
+
+CONTRACTS = {
+    "backbone": Backbone,
+    "patch_embedder": PatchEmbedder,
+    "router": ExpertRouter,
+    "freezing": FreezingPolicy,
+    "objective": Objective,
+    "optim": AdamWSchedule,
+}
+NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
+"""Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
+
+
+def every(kind: str, sized: bool = True) -> pytest.MarkDecorator:
+    """Runs a test for all registered classes of a kind; `sized`: for those that can be small."""
+    classes = [cls for cls in registry.classes(kind) if not sized or cls.toy_args is not None]
+    assert classes, f"no {kind} is registered"
+    return pytest.mark.parametrize("cls", classes, ids=lambda cls: cls.__name__)
+
+
+every_component = pytest.mark.parametrize(
+    "cls", [cls for kind in CONTRACTS for cls in registry.classes(kind)], ids=lambda cls: cls.__name__
+)
+
+
+def make(cls: type, **more: Any) -> Any:
+    """A toy instance."""
+    known = more | ({"hidden_size": HIDDEN} if issubclass(cls, PatchEmbedder) else {})
+    try:
+        return cls(**((cls.toy_args or {}) | known))  # type: ignore[attr-defined]
+    except TypeError as error:
+        pytest.fail(f"{error}; give {cls.__name__} its required arguments at toy size: toy_args = dict(...)")
+
+
+def make_rough(cls: type) -> Any:
+    module = make(cls)
+    size = sum(p.numel() for p in module.parameters())
+    assert size < 200_000, f"{cls.__name__} has {size:,} parameters at toy size; give it toy_args = dict(...)"
+    roughen(module)
+    return module
+
+
+# ---- every component
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_the_static_catalogue_and_the_registry_know_the_same_names(kind: str) -> None:
+    assert set(of_kind(kind)) == set(registry.names(kind))
+
+
+@pytest.mark.parametrize("cls", registry.classes(), ids=lambda cls: cls.__name__)
+def test_it_says_what_it_is_and_what_each_argument_does(cls: type) -> None:
+    entry = of_kind(cls.component_kind)[cls.__name__]  # type: ignore[attr-defined]
+    assert entry.summary.endswith((".", ":")), "the first line of the docstring is a sentence"
+    silent = [name for name, argument in entry.signature.arguments.items() if not argument.doc]
+    assert silent == [], "arguments without a line under Args:"
+
+
+@every_component
+def test_it_fulfils_the_contract_of_its_kind(cls: type) -> None:
+    assert issubclass(cls, CONTRACTS[cls.component_kind]) and issubclass(cls, Component)  # type: ignore[attr-defined]
+
+
+@every_component
+def test_its_recorded_call_is_plain_data_and_makes_it_again(cls: type) -> None:
+    with torch.device("meta") if cls.toy_args is None else torch.device("cpu"):  # type: ignore[attr-defined]
+        first = cls() if cls.toy_args is None else make(cls)  # type: ignore[attr-defined]
+        second = build(json.loads(json.dumps(first.spec)))
+    assert type(second) is cls and second.spec == first.spec
+    if isinstance(first, nn.Module):
+        assert shapes(first) == shapes(second)
+    if isinstance(first, FreezingPolicy):
+        assert first.groups(("text", "visual")) == second.groups(("text", "visual"))
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def default_instance(cls: type) -> Any:
+    return cls(**{"hidden_size": 64}) if issubclass(cls, PatchEmbedder) else cls()
+
+
+@pytest.mark.parametrize(
+    "cls", registry.classes("backbone") + registry.classes("patch_embedder"), ids=lambda cls: cls.__name__
+)
+def test_its_default_size_builds_on_the_meta_device(cls: type) -> None:
+    with torch.device("meta"):
+        module = default_instance(cls)
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
+
+
+# ---- backbones
+
+
+def model_of(cls: type, router: ExpertRouter | None = None, attention: str | None = None) -> MultimodalLM:
+    backbone = make(cls, **({"attention": attention} if attention else {}))
+    embedder = tiny_embedder(hidden_size=backbone.hidden_size)
+    roughen(backbone, seed=1)
+    roughen(embedder, seed=2)
+    return MultimodalLM(backbone, embedder, router or SharedRouter(), expert_backend="torch").eval()
+
+
+@every("backbone")
+def test_backbone_runs_and_all_of_it_trains(cls: type) -> None:
+    net = model_of(cls, ModalityRouter(ALL_SITES))
+    loss, gradients = loss_and_gradients(net, batch("ttTTT", "tt[i]tTT", "tiTT"))  # "iT": a slot that predicts a word
+    assert loss.isfinite()
+    for name, gradient in gradients.items():
+        assert gradient is not None, f"{name} has no gradient"
+        assert gradient.isfinite().all() and (gradient.any() or name == "patch_embedder.class_embedding"), name
+
+
+@every("backbone")
+def test_backbone_says_its_sizes(cls: type) -> None:
+    net = model_of(cls)
+    backbone = net.backbone
+    ids = torch.tensor([0, backbone.vocab_size - 1])
+    assert backbone.embed(ids).shape == (2, backbone.hidden_size)
+    assert backbone.head(torch.zeros(3, backbone.hidden_size)).shape == (3, backbone.vocab_size)
+    cos, sin = backbone.rope(torch.arange(5), torch.tensor(5))
+    assert cos.shape == sin.shape and cos.shape[0] == 5 and cos.dtype == torch.float32
+    sites = list(backbone.sites())
+    assert {layer for layer, _, _ in sites} == set(range(backbone.num_layers))
+    assert {site for _, site, _ in sites} <= set(SITES)
+    assert all(isinstance(experts, Experts) and list(experts) == ["text"] for _, _, experts in sites)
+
+
+@every("backbone")
+@pytest.mark.parametrize("attention", ["causal", "image_bidirectional"])
+def test_backbone_continues_over_a_cache(cls: type, attention: str) -> None:
+    net, sample = model_of(cls, ModalityRouter(QKV_FFN), attention), row("ttttt")
+    cache = net.backbone.new_cache(1, 14)
+    first = all_logits(net, sample, cache=cache)
+    later = row("t[i]tt", seed=5)
+    later.positions += 5
+    pieces = torch.cat([first, all_logits(net, later, cache=cache)])
+    whole = row("ttttt" + "t[i]tt")
+    whole.ids, whole.tiles = torch.cat([sample.ids, later.ids]), later.tiles
+    torch.testing.assert_close(pieces, all_logits(net, whole), atol=2e-5, rtol=1e-5)
+
+
+@every("backbone")
+def test_backbone_computes_in_bf16_and_refuses_fp16(cls: type) -> None:
+    given = batch("tt[i]tT")
+    wide = all_logits(model_of(cls), given)
+    narrow = all_logits(model_of(cls).bfloat16(), given).float()
+    assert float((narrow - wide).norm() / wide.norm()) < 0.1
+    with pytest.raises(UserError, match="fp16"):
+        all_logits(model_of(cls).half(), given)
+
+
+# ---- patch embedders
+
+TILE_SIZES = [(1, 1), (1, 2), (2, 1), (3, 2), (4, 4)]
+"""Edges in units of the smallest square that makes whole tokens."""
+
+
+def smallest_square(embedder: PatchEmbedder) -> int:
+    def fits(edge: int) -> bool:
+        try:
+            return embedder.num_tokens(edge, edge) > 0
+        except UserError:
+            return False
+
+    return next(edge for edge in range(1, embedder.image_size + 1) if fits(edge))
+
+
+@every("patch_embedder")
+@torch.no_grad()
+def test_patch_embedder_knows_its_number_of_tokens_without_running(cls: type) -> None:
+    embedder = make_rough(cls)
+    unit = smallest_square(embedder)
+    sizes = [(embedder.image_size, embedder.image_size), *((unit * a, unit * b) for a, b in TILE_SIZES)]
+    for height, width in sizes:
+        tokens = embedder(torch.randn(2, 3, height, width))
+        assert tokens.shape == (2 * embedder.num_tokens(height, width), embedder.hidden_size), (height, width)
+        assert tokens.isfinite().all()
+
+
+@every("patch_embedder")
+def test_patch_embedder_names_sizes_that_cannot_be_cut(cls: type) -> None:
+    embedder = make(cls)
+    unit = smallest_square(embedder)
+    for height, width in ((unit + 1, unit), (unit, 2 * unit - 1), (0, unit)):
+        with pytest.raises(UserError, match=f"{height} x {width} px.*multiples of {unit} px"):
+            embedder.num_tokens(height, width)
+    with pytest.raises(UserError, match="multiples of"):
+        embedder(torch.zeros(1, 3, unit + 1, unit))
+
+
+@every("patch_embedder")
+@torch.no_grad()
+def test_patch_embedder_takes_tile_by_tile(cls: type) -> None:
+    embedder = make_rough(cls)
+    tiles = torch.randn(3, 3, embedder.image_size, embedder.image_size)
+    alone = torch.cat([embedder(tile[None]) for tile in tiles])
+    torch.testing.assert_close(embedder(tiles), alone, atol=1e-5, rtol=1e-5)
+    assert (embedder(tiles) - embedder(tiles.flip(0))).abs().max() > 1e-3
+
+
+@every("patch_embedder")
+@torch.no_grad()
+def test_patch_embedder_writes_row_major(cls: type) -> None:
+    """The bottom right corner of a tile reaches its last token and not its first."""
+    embedder = make_rough(cls)
+    unit = smallest_square(embedder)
+    tile = torch.randn(1, 3, 2 * unit, 2 * unit)
+    changed = tile.clone()
+    changed[..., unit:, unit:] += 1.0
+    change = (embedder(tile) - embedder(changed)).abs().amax(dim=1)
+    top_right = tile.clone()
+    top_right[..., :unit, unit:] += 1.0
+    right = (embedder(tile) - embedder(top_right)).abs().amax(dim=1)
+    if len(change) == 4:  # one token a square; an encoder whose tokens see one another need not be this local
+        assert change[3] == change.max() and change[3] > 0
+        assert right[1] == right.max() and right[1] > 0
+
+
+@every("patch_embedder")
+def test_patch_embedder_trains_all_of_it(cls: type) -> None:
+    embedder = make_rough(cls)
+    tokens = embedder(torch.randn(2, 3, embedder.image_size, embedder.image_size))
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    for name, parameter in embedder.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.any() != (name in NO_GRADIENT.get(cls.__name__, ())), name
+
+
+@every("patch_embedder")
+def test_patch_embedder_without_tiles_has_zero_and_not_missing_gradients(cls: type) -> None:
+    embedder = make_rough(cls)
+    tokens = embedder(torch.zeros(0, 3, 1, 1))
+    assert tokens.shape == (0, embedder.hidden_size)
+    tokens.sum().backward()
+    for name, parameter in embedder.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@every("patch_embedder")
+@torch.no_grad()
+def test_patch_embedder_follows_its_weights_to_bf16(cls: type) -> None:
+    embedder = make_rough(cls)
+    tiles = torch.randn(1, 3, embedder.image_size, embedder.image_size)
+    wide, narrow = embedder(tiles), embedder.bfloat16()(tiles)
+    assert narrow.dtype == torch.bfloat16
+    assert float((narrow.float() - wide).norm() / wide.norm()) < 0.1
+
+
+# ---- routers
+
+
+@every("router")
+def test_router_sends_every_kind_to_one_of_its_experts(cls: type) -> None:
+    router = make(cls)
+    for kinds in (list(TokenKind), *[[kind] for kind in TokenKind]):
+        plan = router.plan(torch.tensor(kinds * 3, dtype=torch.int8))
+        assert len(plan.sizes) == len(router.experts) and plan.num_tokens == 3 * len(kinds)
+        x = torch.arange(plan.num_tokens)
+        assert torch.equal(plan.unsort(plan.sort(x)), x)
+    text = router.plan(torch.full((4,), TokenKind.TEXT, dtype=torch.int8))
+    assert text.sizes == (4, *[0] * (len(router.experts) - 1)), "text goes to the first expert, the pretrained one"
+
+
+@every("router")
+def test_router_installs_experts_in_its_own_order(cls: type) -> None:
+    backbone, router = tiny_llama(), make(cls)
+    router.install(backbone)
+    for layer, site, experts in backbone.sites():
+        assert list(experts) in (["text"], list(router.experts)), f"layer {layer}, {site}"
+
+
+@every("router")
+def test_router_works_in_a_model_from_the_first_step(cls: type) -> None:
+    net = tiny_net(router=make(cls))
+    loss, gradients = loss_and_gradients(net, batch("tTT", "t[i]TT"))
+    assert loss.isfinite() and all(gradient is not None for gradient in gradients.values())
+
+
+@every("router")
+def test_text_only_batches_reach_every_expert_with_a_gradient(cls: type) -> None:
+    _, gradients = loss_and_gradients(tiny_net(router=make(cls)), batch("tTT"))
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+
+
+# ---- freezing policies
+
+
+@every("freezing")
+@pytest.mark.parametrize("sites", [{}, {"ffn": "all"}, QKV_FFN, ALL_SITES], ids=["dense", "ffn", "qkv_ffn", "all"])
+def test_policy_fits_models_with_and_without_experts(cls: type, sites: dict[str, str]) -> None:
+    net = tiny_net(sites)
+    groups = make(cls).groups(net.router.experts)
+    report = freeze(net, groups)
+    trainable = {name for name, p in net.named_parameters() if p.requires_grad}
+    assert trainable == set(report.group_of) and trainable
+    assert set(report.group_of.values()) == set(groups), "every group has parameters"
+    assert all(group.lr > 0 for group in groups.values())
+
+
+# ---- objectives
+
+
+def net_with_frozen_text() -> MultimodalLM:
+    """As in a first stage; an objective may refuse to train text weights."""
+    net = tiny_net(QKV_FFN)
+    freeze(net, registry.get("freezing", "VisualParameters")(1e-3, 1e-3).groups(net.router.experts))
+    return net
+
+
+@every("objective")
+def test_objective_gives_sums_so_that_a_batch_can_be_split(cls: type) -> None:
+    net, objective = net_with_frozen_text(), make(cls)
+    total, weight = objective(net, batch("t[i]TT", "[ii]tTTT", "tt[i]T"))
+    parts = [objective(net, batch("t[i]TT", "[ii]tTTT")), objective(net, batch("tt[i]T", seed=2))]
+    assert total.dtype == weight.dtype == torch.float32 and total.shape == weight.shape == ()
+    torch.testing.assert_close(total, parts[0][0] + parts[1][0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(weight, parts[0][1] + parts[1][1])
+
+
+@every("objective")
+def test_objective_trains_the_patch_embedder_and_obeys_weights(cls: type) -> None:
+    net, objective = net_with_frozen_text(), make(cls)
+    given = batch("t[i]TT", "[ii]tTTT")
+    total, weight = objective(net, given)
+    total.backward()
+    gradient = net.get_parameter("patch_embedder.conv.weight").grad
+    assert total.isfinite() and weight == 5 and gradient is not None and gradient.any()
+    given.weights *= 2
+    assert torch.allclose(objective(net, given)[0], 2 * total) and objective(net, given)[1] == 10
+
+
+# ---- the optimisation component
+
+
+@every("optim")
+def test_optimisation_takes_the_trainable_parameters_and_no_others(cls: type) -> None:
+    net = tiny_net()
+    groups = registry.get("freezing", "VisualParameters")(1e-3, 2e-3).groups(net.router.experts)
+    report = freeze(net, groups)
+    made = make(cls).configure(dict(net.named_parameters()), report.group_of, groups, 10)
+    given = [p for group in made["optimizer"].param_groups for p in group["params"]]
+    assert len({id(p) for p in given}) == len(given) == len(report.group_of)
+    assert all(p.requires_grad for p in given)
+
+
+# ---- the sizes of the papers
+
+
+@functools.cache
+def parameters_at_full_size(*sites: str) -> int:
+    with torch.device("meta"):
+        backbone = InternLM2()
+        embedder = MonoPatchEmbedder(hidden_size=backbone.hidden_size)
+        router = ModalityRouter(dict.fromkeys(sites, "all")) if sites else SharedRouter()
+        net = MultimodalLM(backbone, embedder, router, expert_backend="torch")
+    return sum(p.numel() for p in net.parameters())
+
+
+def test_full_size_parameter_counts_are_those_of_the_papers() -> None:
+    with torch.device("meta"):
+        backbone = InternLM2()
+    assert round(sum(p.numel() for p in backbone.parameters()) / 1e9, 3) == 1.889
+    assert parameters_at_full_size("ffn") == 3_111_355_392  # Mono-InternVL: 3.11B as released
+    assert parameters_at_full_size("ffn") - parameters_at_full_size() == 1_207_959_552  # "1.2B" of visual experts
+    qkv = parameters_at_full_size("ffn", "q", "k", "v")
+    assert qkv - parameters_at_full_size("ffn") == 24 * 8_388_608
+    assert round(qkv / 1e9, 3) == 3.313  # Mono-InternVL-1.5
+    assert round(parameters_at_full_size("ffn", "q", "k", "v", "o") / 1e9, 3) == 3.413

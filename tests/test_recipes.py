@@ -1,0 +1,90 @@
+"""Every recipe: resolves, runs two steps of every stage at toy size, and the toy ones give the expected losses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmframe.callbacks.jsonl import read_metrics
+from mmframe.cli.main import main
+from mmframe.cli.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if not p.name.startswith("_"))
+EXPECTED = ROOT / "tests" / "expected"
+
+# what makes a recipe of any size fit into seconds on a CPU; the rest of it runs as written
+TINY = [
+    "--model.patch_embedder.image_size=32",
+    "--model.patch_embedder.patch_size=4",
+    "--model.patch_embedder.channels=16",
+    "--model.processor.tokenizer=ByteTokenizer",
+    "--model.processor.template=plain",
+    "--data={class_path: ToyData, init_args: {size: 16, batch_size: 2, val_size: 2}}",
+    "--trainer.max_steps=2",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.limit_val_batches=1",
+    "--trainer.val_check_interval=2",
+]
+SMALL = "hidden_size: 32, num_layers: 2, num_heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 320"
+BACKBONES = {
+    "InternLM2": f"--model.backbone={{class_path: InternLM2, init_args: {{{SMALL}}}}}",
+    "SmolLM2": f"--model.backbone={{class_path: Llama, init_args: {{{SMALL}}}}}",
+    "Llama": f"--model.backbone={{class_path: Llama, init_args: {{{SMALL}}}}}",
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+
+
+def test_the_recipes_are_found() -> None:
+    """A glob that finds nothing would make every test below pass."""
+    assert {name_of(p) for p in RECIPES} >= {
+        "evip", "evip_pp", "demo/evip", "demo/evip_pp", "demo/full_tuning", "toy/evip", "toy/evip_pp", "toy/dense"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_has_a_header_that_says_what_it_reproduces(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert len(header) >= 3, f"{path} has no header"
+    text = "\n".join(header)
+    assert "--config" in text, f"the header of {path} gives no launch line"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_every_stage_trains_two_steps_at_toy_size(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe([str(path)])
+    backbone = BACKBONES[recipe.common["model"]["backbone"]["class_path"]]
+    code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", backbone, *TINY])
+    assert code == 0
+    done = {p.parent.name for p in tmp_path.glob("*/done.json")}
+    assert done == set(recipe.stages), "a stage did not finish"
+
+
+@pytest.mark.parametrize("name", ["toy/evip", "toy/evip_pp", "toy/dense"])
+def test_losses_are_the_expected_ones(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """P22: 20 steps of each stage in fp32. `pytest --update-expected` writes the files anew: say why in the commit."""
+    options = ["--trainer.precision=32-true", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", "--config", name, "--run-dir", str(tmp_path), "--in-process", *options]) == 0
+    lines = []
+    for stage in load_recipe([name]).stages:
+        rows = [row for row in read_metrics(tmp_path / stage) if "train/loss" in row]
+        assert [row["step"] for row in rows] == list(range(20))
+        lines += [f"{stage} {row['step']} {row['train/loss']:.7f}" for row in rows]
+    file = EXPECTED / f"{name.replace('/', '_')}.txt"
+    if request.config.getoption("--update-expected"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(lines) + "\n")
+    expected = file.read_text().split("\n")[:-1]
+    assert len(expected) == len(lines)
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line.split()[:2] == wanted.split()[:2]
+        assert float(line.split()[2]) == pytest.approx(float(wanted.split()[2]), rel=1e-4), f"{line}, expected {wanted}"
