@@ -1,1 +1,1 @@
-"""The pluggable pieces of mmframe, one idea a file: backbones, patch embedders, routers, freezing policies, objectives."""
+"""The pluggable pieces of mmframe, one idea a file."""

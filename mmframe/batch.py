@@ -136,7 +136,9 @@ class Batch:
         tiles = [s.tiles for s in samples if s.tiles.shape[0]]
         sizes = {tuple(t.shape[2:]) for t in tiles}
         if len(sizes) > 1:
-            raise UserError(f"batch: tiles of different sizes {sorted(sizes)} in one batch; use one tile size per stage")
+            raise UserError(
+                f"batch: tiles of different sizes {sorted(sizes)} in one batch; use one tile size per stage"
+            )
         docs = torch.cat([s.docs for s in samples])
         branches = torch.cat([s.branches for s in samples])
         return cls(

@@ -43,7 +43,9 @@ class FreezingReport:
         lines = [f"{'component':<24}{'tensors':>8}{'parameters':>14}  {'trains':<12}{'lr':>8}"]
         for row in self.rows:
             lr = "" if row.lr is None else f"{row.lr:.1e}"
-            lines.append(f"{row.component:<24}{row.tensors:>8}{row.parameters:>14,}  {row.group or 'frozen':<12}{lr:>8}")
+            lines.append(
+                f"{row.component:<24}{row.tensors:>8}{row.parameters:>14,}  {row.group or 'frozen':<12}{lr:>8}"
+            )
         share = 100 * self.trainable / max(1, self.total)
         lines.append(f"{'total':<24}{'':>8}{self.total:>14,}  {self.trainable:,} trainable ({share:.1f} %)")
         return "\n".join(lines)

@@ -40,7 +40,9 @@ def build(spec: Any) -> Any:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"component {spec['class_path']} cannot be imported; install the package it came from") from error
+        raise UserError(
+            f"component {spec['class_path']} cannot be imported; install the package it came from"
+        ) from error
     return cls(**{key: build(value) for key, value in spec.get("init_args", {}).items()})
 
 

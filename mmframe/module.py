@@ -72,7 +72,9 @@ class MultimodalModule(pl.LightningModule):
             new_experts = {name for name in self.net.state_dict() if ".visual." in name}
             fresh = load_weights(self.net, state, allow_missing=new_experts)
             if fresh:
-                self.print_once(f"init_from {init_from}: {len(fresh)} expert tensors are new, made from the text experts")
+                self.print_once(
+                    f"init_from {init_from}: {len(fresh)} expert tensors are new, made from the text experts"
+                )
         self.objective = objective or NextToken()
         self.processor = processor
         self.optim = optim or AdamWSchedule()
@@ -121,7 +123,8 @@ class MultimodalModule(pl.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(weight)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_div_(grads, weight.clamp(min=1e-8))
+        for grad in grads:
+            grad.div_(weight.clamp(min=1e-8))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         total, weight = self.objective(self.net, batch)

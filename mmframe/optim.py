@@ -118,7 +118,11 @@ class AdamWSchedule(Component):
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def configure(
-        self, named: dict[str, nn.Parameter], group_of: dict[str, str], groups: dict[str, TrainableGroup], max_steps: int
+        self,
+        named: dict[str, nn.Parameter],
+        group_of: dict[str, str],
+        groups: dict[str, TrainableGroup],
+        max_steps: int,
     ) -> dict[str, Any]:
         """Optimiser and scheduler in Lightning's form.
 

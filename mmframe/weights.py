@@ -71,7 +71,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], allow_missing: s
     unexpected = sorted(set(state) - set(own))
     misshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or unexpected or misshaped:
-        raise UserError("weights do not fit the model: " + "; ".join(_problems(own, state, missing, unexpected, misshaped)))
+        raise UserError(
+            "weights do not fit the model: " + "; ".join(_problems(own, state, missing, unexpected, misshaped))
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in state:
@@ -80,7 +82,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], allow_missing: s
 
 
 def _problems(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], unexpected: list[str], misshaped: list[str]
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
 ) -> list[str]:
     def by_component(names: list[str]) -> str:
         counts: dict[str, int] = {}
@@ -94,7 +100,9 @@ def _problems(
         problems.append(f"{len(missing)} missing ({by_component(missing)}), first {missing[0]} {hint}".rstrip())
     if unexpected:
         hint = nearest(unexpected[0], list(own))
-        problems.append(f"{len(unexpected)} unexpected ({by_component(unexpected)}), first {unexpected[0]} {hint}".rstrip())
+        problems.append(
+            f"{len(unexpected)} unexpected ({by_component(unexpected)}), first {unexpected[0]} {hint}".rstrip()
+        )
     if misshaped:
         name = misshaped[0]
         shapes = f"{tuple(state[name].shape)} given, {tuple(own[name].shape)} expected"

@@ -5,6 +5,7 @@ InternLM2, Llama, SmolLM2 and Qwen2 differ in sizes, biases, rotary scaling and 
 B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F intermediate, H heads, V vocabulary.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -77,11 +78,11 @@ def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) 
     On the CPU the backward of the fused kernel is slow on many short rows (24 % of a training step of the demo,
     against 9 % for the plain formula), so training takes the plain one there.
     """
-    options = dict(attn_mask=mask, is_causal=mask is None, enable_gqa=q_BHLd.shape[1] != k_BHKd.shape[1])
-    if q_BHLd.device.type == "cpu" and torch.is_grad_enabled():
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q_BHLd, k_BHKd, v_BHKd, **options)
-    return F.scaled_dot_product_attention(q_BHLd, k_BHKd, v_BHKd, **options)
+    plain = q_BHLd.device.type == "cpu" and torch.is_grad_enabled()
+    with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(
+            q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, enable_gqa=q_BHLd.shape[1] != k_BHKd.shape[1]
+        )
 
 
 class RMSNorm(nn.Module):
@@ -115,7 +116,14 @@ class DecoderLayer(nn.Module):
     """x += o(attention(q, k, v)); x += ffn(x): seven sites, each an Experts."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, num_heads: int, kv_heads: int, qkv_bias: bool, bias: bool, eps: float
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_heads: int,
+        kv_heads: int,
+        qkv_bias: bool,
+        bias: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         self.head_dim = hidden_size // num_heads

@@ -85,5 +85,7 @@ class SmolLM2(Decoder):
             return
         path = smollm2_gguf() if weights == "package" else Path(weights)
         if not path.is_file():
-            raise UserError(f"backbone SmolLM2: weights={weights!r} is no file; use 'package', 'random' or a .gguf path")
+            raise UserError(
+                f"backbone SmolLM2: weights={weights!r} is no file; use 'package', 'random' or a .gguf path"
+            )
         load_llama_gguf(self, path)

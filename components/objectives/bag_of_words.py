@@ -34,7 +34,9 @@ class BagOfWords(Objective):
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if not batch.tiles.shape[0]:
-            raise UserError(f"objective BagOfWords: the batch of {batch.keys[0]!r} has no image; give it image data only")
+            raise UserError(
+                f"objective BagOfWords: the batch of {batch.keys[0]!r} has no image; give it image data only"
+            )
         visual_ND = net.patch_embedder(batch.tiles).float()  # type: ignore[operator]
         lengths = torch.tensor(batch.row_lengths)
         row_T = torch.arange(batch.num_rows).repeat_interleave(lengths).to(visual_ND.device)
@@ -52,8 +54,12 @@ class BagOfWords(Objective):
     def _words(self, net: nn.Module) -> Tensor:
         """Token embeddings of length one, fp32 [V, D]; computed once, so they must be frozen."""
         if self._words_VD is None:
-            words = net.backbone.embed(torch.arange(net.backbone.vocab_size, device=next(net.parameters()).device))  # type: ignore
+            ids_V = torch.arange(net.backbone.vocab_size, device=next(net.parameters()).device)  # type: ignore
+            with torch.enable_grad():  # a validation may come first: what trains must show there too
+                words = net.backbone.embed(ids_V)  # type: ignore
             if words.requires_grad:
-                raise UserError("objective BagOfWords: the token embedding trains; freeze it, e.g. freezing EmbedderOnly")
-            self._words_VD = F.normalize(words.float(), dim=-1)
+                raise UserError(
+                    "objective BagOfWords: the token embedding trains; freeze it, e.g. freezing EmbedderOnly"
+                )
+            self._words_VD = F.normalize(words.detach().float(), dim=-1)
         return self._words_VD

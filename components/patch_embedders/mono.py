@@ -88,7 +88,7 @@ class MonoPatchEmbedder(PatchEmbedder):
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Learned positions [1, C, rows, columns], bicubic in fp32 where the grid is not the stored one."""
-        grid = self.position[:, -self.side**2 :].unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        grid = self.position[:, -(self.side**2) :].unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
         if self.class_embedding is not None:  # no effect, but a gradient of zero in place of none: DDP waits for all
             grid = grid + 0 * self.class_embedding.view(1, -1, 1, 1)
         if (rows, columns) == (self.side, self.side):

@@ -51,7 +51,9 @@ def mixed_batch(tokens: int, image_share: float, rows: int) -> Batch:
     return Batch.collate([Sample.from_ids([1] * length, kinds=[int(k) for k in kinds]) for _ in range(rows)])
 
 
-def layer_runner(sizes: dict[str, int], router: ExpertRouter, batch: Batch, train: bool, blend: bool) -> Callable[[], None]:
+def layer_runner(
+    sizes: dict[str, int], router: ExpertRouter, batch: Batch, train: bool, blend: bool
+) -> Callable[[], None]:
     """One decoder layer, forward or forward and backward, on the batch."""
     torch.manual_seed(0)
     backbone = Llama(num_layers=1, vocab_size=8, **sizes)

@@ -17,6 +17,15 @@ FULL_TUNING = REPOSITORY / "experiments" / "results" / "demo_full_tuning.json"
 SHEET = (("easy_vqa", 12), ("emoji", 6), ("flags", 6))
 VALIDATION_IMAGES = 100
 TEXTS = 64
+WARM_START = "s0_warm_start"
+SUMMARY = """
+what the model learned in {train_minutes:.1f} minutes of training, on the official test split:
+  open questions  {easy_vqa_open_accuracy:5.1f} %   black picture {blind_open_accuracy:.1f} %, wording {text_only_open_accuracy:.1f} %
+  yes / no        {easy_vqa_yes_no_accuracy:5.1f} %   black picture {blind_yes_no_accuracy:.1f} %, wording {text_only_yes_no_accuracy:.1f} %
+  all             {easy_vqa_accuracy:5.1f} %
+  text-only logits bit-identical to the base LLM while its text is frozen: {text_logits_bit_identical}
+report    {folder}/report.md    numbers  {folder}/report.json
+pictures  {folder}/curves.png   {folder}/contact_sheet.png"""  # noqa: E501
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -33,10 +42,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def train(args: argparse.Namespace) -> None:
     """Runs the chain through the command line's own entry point; a finished stage is skipped."""
     from mmframe.cli.main import main as mmframe
+    from mmframe.cli.recipe import load_recipe
 
     words = ["fit", "--config", args.recipe, "--run-dir", str(args.run_dir)]
     words += [f"--seed_everything={args.seed}", f"--data.seed={args.seed}"]
     words += [f"--{override.lstrip('-')}" for override in args.overrides]
+    if args.long:
+        recipe = load_recipe([args.recipe])
+        steps = {name: recipe.resolve(name)["trainer"]["max_steps"] for name in recipe.stages}
+        words += [f"--stages.{name}.trainer.max_steps={3 * n}" for name, n in steps.items() if name != WARM_START]
     code = mmframe(words)
     if code:
         sys.exit(code)
@@ -46,8 +60,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Measures every stage and writes the report."""
     import torch
 
+    from experiments.bench.timing import matmul_peak
     from experiments.demo.draw import draw_contact_sheet, draw_curves
-    from experiments.demo.measure import Accuracy, ask, base_language_model, first_images, text_only
+    from experiments.demo.measure import (
+        Accuracy,
+        ask,
+        base_language_model,
+        first_images,
+        flops_per_token,
+        text_only,
+    )
     from experiments.demo.report import stage_facts, write_report
     from mmframe.data.demo import load_questions, load_text
     from mmframe.evaluation import check_language
@@ -60,6 +82,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     model = load(folders[-1])
     base_net = base_language_model(model, model.metadata["model"])
     base = check_language(base_net, model.processor, texts)
+    peak = matmul_peak()
     stages = []
     for folder in folders:
         model = load(folder)
@@ -72,7 +95,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             "trainable": sum(row["parameters"] for row in trained),
             "trains_text": any(not _is_visual(row["component"]) for row in trained),
         }
-        if stage["name"] != "s0_warm_start":
+        stage["share_of_peak"] = None
+        if stage["name"] != WARM_START:
+            work = flops_per_token(model.net, stage["image_share"], stage["trains_text"])
+            stage["share_of_peak"] = work * (stage["tokens_per_s"] or 0) / peak
             accuracy = Accuracy.of(held_out, ask(model, held_out))
             stage |= {"open": accuracy.open, "yes_no": accuracy.yes_no, "all": accuracy.all}
             print(f"{folder.name}: open {accuracy.open:.1f}, yes/no {accuracy.yes_no:.1f}, text NLL {language.nll:.3f}")
@@ -105,6 +131,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "names_questions": len(names),
         "train_minutes": sum(s["minutes"] for s in stages),
         "peak_memory_gib": max(s["peak_memory_gib"] or 0 for s in stages),
+        "matmul_peak_gflops": peak / 1e9,
         "threads": torch.get_num_threads(),
         "seed": args.seed,
         "recipe": args.recipe,
@@ -156,14 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.report_only:
         train(args)
     report = evaluate(args)
-    print(f"""
-what the model learned ({report["train_minutes"]:.1f} minutes of training):
-  open questions   {report["easy_vqa_open_accuracy"]:5.1f} %   black picture {report["blind_open_accuracy"]:.1f} %, text alone {report["text_only_open_accuracy"]:.1f} %
-  yes / no         {report["easy_vqa_yes_no_accuracy"]:5.1f} %   black picture {report["blind_yes_no_accuracy"]:.1f} %, text alone {report["text_only_yes_no_accuracy"]:.1f} %
-  all              {report["easy_vqa_accuracy"]:5.1f} %
-  text logits bit-identical to the base LLM while its text is frozen: {report["text_logits_bit_identical"]}
-report  {args.run_dir / "report.md"}   numbers  {args.run_dir / "report.json"}
-pictures  {args.run_dir / "curves.png"}   {args.run_dir / "contact_sheet.png"}""")
+    print(SUMMARY.format(folder=args.run_dir, **report))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
-from typing import Literal
 
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder

@@ -222,6 +222,11 @@ def test_bag_of_words_refuses_a_batch_without_images() -> None:
         BagOfWords()(tiny_net(), batch("tTT"))
 
 
+def test_bag_of_words_refuses_a_trainable_embedding_also_in_the_validation_that_comes_first() -> None:
+    with pytest.raises(UserError, match="the token embedding trains; freeze it"), torch.no_grad():
+        BagOfWords()(tiny_net(), batch("[i]TT"))
+
+
 # ---- the optimiser
 
 
