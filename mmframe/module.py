@@ -135,7 +135,7 @@ class MultimodalModule(pl.LightningModule):
         named = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         return self.optim.configure(named, self.freezing_report.group_of, self.groups, self.trainer.max_steps)
 
-    def save_weights(self, path: str | Path) -> None:
-        """Writes the hand-over of the stage: the model's weights and what it is made of."""
+    def save_weights(self, path: str | Path, run: Optional[dict[str, Any]] = None) -> None:
+        """Writes the hand-over of the stage: the model's weights, what it is made of, and of which run it comes."""
         trained = [asdict(row) for row in self.freezing_report.rows]
-        save_weights(self.net, path, metadata={"model": dict(self.hparams), "freezing": trained})
+        save_weights(self.net, path, metadata={"model": dict(self.hparams), "freezing": trained, "run": run or {}})

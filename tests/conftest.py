@@ -15,7 +15,14 @@ def same_random_state() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for noise in ("no `val_dataloader`", "`isinstance\\(treespec, LeafSpec\\)` is deprecated", "in eval mode at"):
+    for noise in (
+        "no `val_dataloader`",
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        "in eval mode at",
+        "instantiate_classes",
+        "The number of training batches",
+        "was deprecated in v4",
+    ):
         config.addinivalue_line("filterwarnings", f"ignore:.*{noise}")
 
 

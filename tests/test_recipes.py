@@ -8,7 +8,7 @@ import pytest
 
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
-from mmframe.cli.recipe import load_recipe
+from mmframe.cli.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if not p.name.startswith("_"))
@@ -44,6 +44,11 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
 
 
+def stage_folders(recipe: Recipe, run: Path) -> list[Path]:
+    """Run directory of each stage; a recipe without stages runs in the directory itself."""
+    return [run / stage for stage in recipe.stages] or [run]
+
+
 def test_the_recipes_are_found() -> None:
     """A glob that finds nothing would make every test below pass."""
     assert {name_of(p) for p in RECIPES} >= {
@@ -65,8 +70,8 @@ def test_every_stage_trains_two_steps_at_toy_size(path: Path, tmp_path: Path) ->
     backbone = BACKBONES[recipe.common["model"]["backbone"]["class_path"]]
     code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", backbone, *TINY])
     assert code == 0
-    done = {p.parent.name for p in tmp_path.glob("*/done.json")}
-    assert done == set(recipe.stages), "a stage did not finish"
+    for folder in stage_folders(recipe, tmp_path):
+        assert (folder / "done.json").is_file(), f"{folder.name} did not finish"
 
 
 @pytest.mark.parametrize("name", ["toy/evip", "toy/evip_pp", "toy/dense"])
@@ -75,9 +80,10 @@ def test_losses_are_the_expected_ones(name: str, tmp_path: Path, request: pytest
     options = ["--trainer.precision=32-true", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     assert main(["fit", "--config", name, "--run-dir", str(tmp_path), "--in-process", *options]) == 0
     lines = []
-    for stage in load_recipe([name]).stages:
-        rows = [row for row in read_metrics(tmp_path / stage) if "train/loss" in row]
+    for folder in stage_folders(load_recipe([name]), tmp_path):
+        rows = [row for row in read_metrics(folder) if "train/loss" in row]
         assert [row["step"] for row in rows] == list(range(20))
+        stage = folder.name if folder != tmp_path else "run"
         lines += [f"{stage} {row['step']} {row['train/loss']:.7f}" for row in rows]
     file = EXPECTED / f"{name.replace('/', '_')}.txt"
     if request.config.getoption("--update-expected"):

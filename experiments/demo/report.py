@@ -58,8 +58,8 @@ def _markdown(report: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) ->
         "# What the demo model learned",
         "",
         f"SmolLM2-135M, recipe {r['recipe']}: {r['train_minutes']:.1f} minutes of training on {r['threads']} CPU "
-        f"threads, seed {r['seed']}, peak memory {r['peak_memory_gib']:.1f} GiB. Answers are free greedy text, compared "
-        "exactly.",
+        f"threads, seed {r['seed']}, peak memory {r['peak_memory_gib']:.1f} GiB. Answers are free greedy text, "
+        "compared exactly.",
         "",
         "![loss and accuracy](curves.png)",
         "",
@@ -81,10 +81,12 @@ def _markdown(report: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) ->
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in stages:
+        peak = f"{100 * s['share_of_peak']:.0f} %" if s["share_of_peak"] else ""
         same = "bit-identical" if s["text_logits_bit_identical"] else "changed (text weights train)"
         lines.append(
             f"| {s['name']} | {s['steps']} | {s['minutes']:.1f} | {s['tokens']:,} | {s['tokens_per_s']} | "
-            f"{_number(s['share_of_peak'] and 100 * s['share_of_peak'], 0)} % | {s['trainable']:,} | {_number(s['open'])} | {_number(s['yes_no'])} | {s['text_nll']:.3f} | {same} |"
+            f"{peak} | {s['trainable']:,} | {_number(s['open'])} | {_number(s['yes_no'])} | {s['text_nll']:.3f} | "
+            f"{same} |"
         )
     lines += [
         "",

@@ -21,6 +21,7 @@ RUN = {
 TOOLS = {
     "recipes": ("mmframe.cli.recipes", "main", "ls | show | cp | validate"),
     "components": ("mmframe.cli.components", "main", "ls [KIND] | show NAME"),
+    "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }
 EXAMPLES = """examples:

@@ -52,10 +52,19 @@ class RunRecord(Callback):
             self._write_meta()
 
     def _write_meta(self) -> None:
-        run, job = self.job.run, self.job
+        run = self.job.run
         attempts = read_json(run.meta).get("attempts", [])
-        attempts.append({"started": _now(), "pid": os.getpid(), "resumed": job.resume is not None})
+        attempts.append({"started": _now(), "pid": os.getpid(), "resumed": self.job.resume is not None})
         meta = {
+            **self.origin(),
+            "attempts": attempts,
+        }
+        write_atomically(run.meta, json.dumps(meta, indent=2) + "\n")
+
+    def origin(self) -> dict[str, Any]:
+        """What the run is, in plain data: stands in meta.json, in every checkpoint and in the weights."""
+        job = self.job
+        return {
             "recipe": job.handover.recipe,
             "stage": job.handover.stage,
             "recipe_hash": recipe_hash(job.config),
@@ -64,9 +73,12 @@ class RunRecord(Callback):
             **code_revision(),
             "versions": versions(),
             "command": sys.argv[1:],
-            "attempts": attempts,
         }
-        write_atomically(run.meta, json.dumps(meta, indent=2) + "\n")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["mmframe"] = {**self.origin(), "config": self.config_text}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -85,7 +97,7 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self._start
         if trainer.is_global_zero and not _is_trial(trainer):
-            pl_module.save_weights(self.job.run.weights)  # type: ignore[operator]
+            pl_module.save_weights(self.job.run.weights, {**self.origin(), "config": self.config_text})  # type: ignore
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) or (isinstance(exception, SIGTERMException) and self.keyboard):
