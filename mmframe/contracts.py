@@ -189,9 +189,13 @@ class Objective(Component, ABC):
         batch over micro-batches or ranks divides once, by the total."""
 
 
-def check_fp16(dtype: torch.dtype) -> None:
-    """fp16 overflows in this family of models (InternLM2 residuals): refused by name."""
-    if dtype == torch.float16:
+def check_fp16(precision: torch.dtype | str) -> None:
+    """fp16 overflows in this family of models (the authors confirm NaN): refused by name.
+
+    Args:
+        precision: Of tensors, or Lightning's word such as ``16-mixed``.
+    """
+    if precision == torch.float16 or str(precision).startswith("16"):
         raise UserError(
             "precision: fp16 gives NaN in this model family (activations exceed 65504); use bf16-true, bf16-mixed or 32"
         )

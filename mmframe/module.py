@@ -16,6 +16,7 @@ from mmframe.contracts import (
     Objective,
     PatchEmbedder,
     as_plain,
+    check_fp16,
 )
 from mmframe.freezing import freeze
 from mmframe.model import MultimodalLM
@@ -92,6 +93,7 @@ class MultimodalModule(pl.LightningModule):
         return self.net(batch).logits
 
     def setup(self, stage: str) -> None:
+        check_fp16(str(self.trainer.precision))
         if stage == "fit":
             self.print_once(str(self.freezing_report))
 

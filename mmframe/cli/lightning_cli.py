@@ -24,6 +24,7 @@ from mmframe.callbacks.throughput import Throughput
 from mmframe.cli.job import Job
 from mmframe.cli.record import LastCheckpoint, RunRecord
 from mmframe.cli.run_dir import is_rank_zero
+from mmframe.contracts import check_fp16
 from mmframe.errors import UserError, nearest
 
 CHECKPOINT_EVERY = 200
@@ -118,6 +119,7 @@ class MMFrameCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         settings = dict(self._get(self.config_init, "trainer"))
+        check_fp16(str(settings.get("precision")))  # here, because Lightning turns 16-mixed into bf16 on a CPU
         bare = bool(settings.get("barebones"))
         if self.job.command == "fit" and not bare:
             kwargs["logger"] = self._loggers(settings.get("logger"), settings)

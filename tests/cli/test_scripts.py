@@ -103,7 +103,6 @@ def test_a_foreign_package_called_components_is_told(tmp_path):
     assert process.returncode == 2 and "package 'components' is" in output and "another directory" in output
 
 
-@pytest.mark.slow
 def test_a_wheel_in_another_directory_runs_a_toy_recipe(tmp_path):
     """Built, installed beside nothing of the checkout, run elsewhere; third-party packages are those of this python."""
     import torch
@@ -126,9 +125,9 @@ def test_a_wheel_in_another_directory_runs_a_toy_recipe(tmp_path):
     (site / "others.pth").write_text(str(next(p for p in map(str, torch.__path__)).removesuffix("torch")) + "\n")
     work = tmp_path / "work"
     work.mkdir()
-    for words in (["doctor"], ["recipes", "validate"], ["fit", "toy/evip", "--trainer.max_steps=2"]):
+    for words in (["doctor"], ["recipes", "validate"], ["fit", "toy/dense", "--trainer.max_steps=2"]):
         command = [tmp_path / "venv" / "bin" / "python", "-m", "mmframe", *words]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert str(ROOT / "mmframe") not in done.stdout
-    assert len(list((work / "runs/toy/evip").glob("*/done.json"))) == 4
+    assert (work / "runs/toy/dense/done.json").is_file()
