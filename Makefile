@@ -26,7 +26,7 @@ test: $(TEST_STAMP)
 
 lint: $(LINT_STAMP)
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check mmframe/cli mmframe/callbacks
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 
 $(PY):

@@ -1,0 +1,54 @@
+"""Delta tuning beside full tuning, from their reports: writes experiments/results/demo_full_tuning.json.
+
+`python -m experiments.demo.full_tuning --delta runs/demo --full runs/full_tuning`, after
+`python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.bench.timing import write_result
+
+KEYS = (
+    "easy_vqa_accuracy",
+    "easy_vqa_open_accuracy",
+    "easy_vqa_yes_no_accuracy",
+    "blind_accuracy",
+    "blind_open_accuracy",
+    "base_text_nll",
+    "text_nll",
+    "train_minutes",
+    "seed",
+)
+
+
+def row(name: str, folder: Path) -> dict[str, Any]:
+    """One line of the comparison, with the peak text rate of the longest stage."""
+    report = json.loads((folder / "report.json").read_text())
+    longest = max(report["stages"], key=lambda stage: stage["minutes"])["name"]
+    config = yaml.safe_load((folder / longest / "config.yaml").read_text())
+    rate = config["model"]["freezing"]["init_args"].get("text_lr")
+    tokens = sum(stage["tokens"] for stage in report["stages"])
+    return {"name": name, "text_lr": rate, "tokens": tokens} | {key: report[key] for key in KEYS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--delta", type=Path, required=True, help="run directory of demo/evip_pp")
+    parser.add_argument("--full", type=Path, nargs="+", required=True, help="run directories of demo/full_tuning")
+    args = parser.parse_args()
+    rows = [row("EViP++ (delta tuning)", args.delta), *(row("full tuning, no experts", f) for f in args.full)]
+    command = "python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning; "
+    command += "python -m experiments.demo.full_tuning --delta runs/demo --full runs/full_tuning"
+    print(json.dumps(rows, indent=1))
+    print(write_result("demo_full_tuning", command, {"runs": rows}))
+
+
+if __name__ == "__main__":
+    main()
