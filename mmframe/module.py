@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from mmframe.batch import Batch
 from mmframe.contracts import (
@@ -81,6 +82,7 @@ class MultimodalModule(pl.LightningModule):
         self.optim = optim or AdamWSchedule()
         self.groups = freezing.groups(router.experts)
         self.freezing_report = freeze(self.net, self.groups)
+        self.val_loss = MeanMetric()
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
 
@@ -130,8 +132,8 @@ class MultimodalModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         total, weight = self.objective(self.net, batch)
-        mean = total / weight.clamp(min=1e-8)
-        self.log("val/loss", mean, prog_bar=True, batch_size=max(1, batch.supervised.numel()), sync_dist=True)
+        self.val_loss.update(total / weight.clamp(min=1e-8), weight)  # exact over batches and ranks: weighted by tokens
+        self.log("val/loss", self.val_loss, prog_bar=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
         named = {name: p for name, p in self.net.named_parameters() if p.requires_grad}

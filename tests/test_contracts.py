@@ -77,7 +77,7 @@ def make(cls: type, **more: Any) -> Any:
 def make_rough(cls: type) -> Any:
     module = make(cls)
     size = sum(p.numel() for p in module.parameters())
-    assert size < 200_000, f"{cls.__name__} has {size:,} parameters at toy size; give it toy_args = dict(...)"
+    assert size < 400_000, f"{cls.__name__} has {size:,} parameters at toy size; give it toy_args = dict(...)"
     roughen(module)
     return module
 

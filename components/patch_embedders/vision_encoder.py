@@ -1,0 +1,75 @@
+"""A whole vision encoder as patch embedder: the modular baseline, under the same keys as the monolithic models.
+
+n tiles, C width of the encoder, N visual tokens, D hidden size of the backbone.
+"""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from components.patch_embedders.mono import pixel_shuffle
+from mmframe.contracts import PatchEmbedder
+from mmframe.errors import UserError
+from mmframe.registry import register
+
+
+@register("patch_embedder")
+class VisionEncoder(PatchEmbedder):
+    """A ViT of timm -> pixel shuffle -> LayerNorm, Linear, GELU, Linear: the shape of InternVL-1.5.
+
+    Pair it with SharedRouter for a modular model; the encoder trains or freezes with the patterns
+    ``patch_embedder.encoder.*`` and ``patch_embedder.mlp.*``.
+
+    Args:
+        hidden_size: D; filled in from the backbone.
+        model: Name of a vision transformer in timm.
+        image_size: Edge of a tile, pixels.
+        downsample: Pixel shuffle ratio; 0.5 merges 2 x 2 patches.
+        pretrained: Load timm's weights (from the Hugging Face hub).
+    """
+
+    toy_args = {"model": "test_vit", "image_size": 64}
+
+    def __init__(
+        self,
+        hidden_size: int,
+        model: str = "vit_large_patch14_dinov2",
+        image_size: int = 448,
+        downsample: float = 0.5,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        if model not in timm.list_models(model):
+            near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:5])
+            raise UserError(f"patch_embedder: timm has no model {model!r}; near it: {near or 'nothing'}")
+        self.hidden_size, self.image_size, self.block = hidden_size, image_size, round(1 / downsample)
+        self.encoder: Any = timm.create_model(
+            model, pretrained=pretrained, img_size=image_size, num_classes=0, global_pool="", dynamic_img_size=True
+        )
+        self.patch_size = self.encoder.patch_embed.patch_size[0]
+        self.num_tokens(image_size, image_size)
+        wide = self.encoder.num_features * self.block**2
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(wide), nn.Linear(wide, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def num_tokens(self, height: int, width: int) -> int:
+        step = self.patch_size * self.block
+        if height % step or width % step or not height or not width:
+            raise UserError(
+                f"patch_embedder: a tile of {height} x {width} px cannot be cut into whole tokens; "
+                f"both sides must be multiples of {step} px (patch {self.patch_size} x shuffle {self.block})"
+            )
+        return (height // step) * (width // step)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        n, _, height, width = tiles.shape
+        if n == 0:  # timm takes no empty batch: encode a blank tile, keep none of it, so that gradients are zero
+            return self(tiles.new_zeros(1, 3, self.image_size, self.image_size))[:0]
+        self.num_tokens(height, width)
+        x = self.encoder.forward_features(tiles.to(next(self.mlp.parameters()).dtype))[
+            :, self.encoder.num_prefix_tokens :
+        ]
+        x = x.unflatten(1, (height // self.patch_size, width // self.patch_size))
+        return self.mlp(pixel_shuffle(x, self.block, "v2").flatten(0, 2))
