@@ -159,7 +159,9 @@ def _sheet(model: Any, ask: Any) -> tuple[list, list]:
         except UserError:  # the source could not be fetched; the demo said so
             continue
         if source == "easy_vqa":
-            chosen = questions[:: max(1, len(questions) // count)][:count]
+            pictures = list(dict.fromkeys(q.image for q in questions))
+            of_picture = {path: [q for q in questions if q.image == path] for path in pictures[: 8 * count : 8]}
+            chosen = [asked[n % len(asked)] for n, asked in enumerate(of_picture.values())]
             shown += list(zip(chosen, ask(model, chosen), strict=True))
         else:
             first = list({q.image: q for q in reversed(questions)}.values())[::-1]
