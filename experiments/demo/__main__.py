@@ -34,6 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data order")
     parser.add_argument("--long", action="store_true", help="three times the steps in every stage that runs the LLM")
+    parser.add_argument("--images", type=int, help="measure on so many test pictures instead of all 1,000")
     parser.add_argument("--report-only", action="store_true", help="evaluate and report what is already trained")
     parser.add_argument("overrides", nargs="*", help="further overrides for every stage, e.g. trainer.max_steps=3")
     return parser.parse_args(argv)
@@ -78,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     done = {f.parent: json.loads(f.read_text()) for f in args.run_dir.glob("*/done.json")}
     folders = sorted(done, key=lambda folder: done[folder]["finished"])
     texts = load_text()[:TEXTS]
-    held_out = first_images(load_questions("easy_vqa", "val"), VALIDATION_IMAGES)
+    held_out = first_images(load_questions("easy_vqa", "val"), min(VALIDATION_IMAGES, args.images or VALIDATION_IMAGES))
     model = load(folders[-1])
     base_net = base_language_model(model, model.metadata["model"])
     base = check_language(base_net, model.processor, texts)
@@ -105,6 +106,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         stages.append(stage)
 
     test = load_questions("easy_vqa", "test")
+    test = first_images(test, args.images) if args.images else test
     seen = Accuracy.of(test, ask(model, test))
     blind = Accuracy.of(test, ask(model, test, blind=True))
     wording = text_only(load_questions("easy_vqa", "train"), test)
