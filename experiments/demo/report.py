@@ -103,7 +103,7 @@ def _markdown(report: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) ->
         "![contact sheet](contact_sheet.png)",
         "",
         f"Names of {r['names_questions']} unseen emoji and flags: {r['names_accuracy']:.1f} % exact. That is honest: "
-        "a name that never was in the training pictures cannot be guessed from ten minutes of training.",
+        "a name that never was in the training pictures cannot be guessed from minutes of training.",
         "",
         f"Data: {r['data']}. Command: `{r['command']}`.",
         "",
