@@ -80,6 +80,20 @@ def as_plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
+def whole_tokens(height: int, width: int, step: int) -> int:
+    """Tokens of a tile of `height` x `width` pixels where each covers `step` x `step`.
+
+    Raises:
+        UserError: a side is no multiple of `step`, or zero.
+    """
+    if height % step or width % step or not height or not width:
+        raise UserError(
+            f"patch_embedder: a tile of {height} x {width} px cannot be cut into whole tokens; "
+            f"both sides must be multiples of {step} px"
+        )
+    return (height // step) * (width // step)
+
+
 class PatchEmbedder(Component, nn.Module, ABC):
     """Pixels -> visual tokens. A full vision encoder with its projector is one too (the modular baseline)."""
 
@@ -211,4 +225,5 @@ __all__ = [
     "PatchEmbedder",
     "TokenKind",
     "TrainableGroup",
+    "whole_tokens",
 ]

@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from mmframe.contracts import PatchEmbedder
-from mmframe.errors import UserError
+from mmframe.contracts import PatchEmbedder, whole_tokens
 from mmframe.registry import register
 
 
@@ -29,13 +28,7 @@ class LinearPatchEmbedder(PatchEmbedder):
         self.linear = nn.Linear(3 * patch_size**2, hidden_size, bias=bias)
 
     def num_tokens(self, height: int, width: int) -> int:
-        p = self.patch_size
-        if height % p or width % p or not height or not width:
-            raise UserError(
-                f"patch_embedder: a tile of {height} x {width} px cannot be cut into whole tokens; "
-                f"both sides must be multiples of {p} px"
-            )
-        return (height // p) * (width // p)
+        return whole_tokens(height, width, self.patch_size)
 
     def forward(self, tiles: Tensor) -> Tensor:
         p = self.patch_size

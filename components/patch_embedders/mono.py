@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmframe.contracts import PatchEmbedder
+from mmframe.contracts import PatchEmbedder, whole_tokens
 from mmframe.errors import UserError
 from mmframe.registry import register
 
@@ -78,13 +78,7 @@ class MonoPatchEmbedder(PatchEmbedder):
             nn.init.normal_(self.position, std=position_std)
 
     def num_tokens(self, height: int, width: int) -> int:
-        step = self.patch_size * self.block
-        if height % step or width % step or not height or not width:
-            raise UserError(
-                f"patch_embedder: a tile of {height} x {width} px cannot be cut into whole tokens; "
-                f"both sides must be multiples of {step} px (patch {self.patch_size} x shuffle {self.block})"
-            )
-        return (height // step) * (width // step)
+        return whole_tokens(height, width, self.patch_size * self.block)
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Learned positions [1, C, rows, columns], bicubic in fp32 where the grid is not the stored one."""

@@ -9,7 +9,7 @@ import timm
 from torch import Tensor, nn
 
 from components.patch_embedders.mono import pixel_shuffle
-from mmframe.contracts import PatchEmbedder
+from mmframe.contracts import PatchEmbedder, whole_tokens
 from mmframe.errors import UserError
 from mmframe.registry import register
 
@@ -55,13 +55,7 @@ class VisionEncoder(PatchEmbedder):
         )
 
     def num_tokens(self, height: int, width: int) -> int:
-        step = self.patch_size * self.block
-        if height % step or width % step or not height or not width:
-            raise UserError(
-                f"patch_embedder: a tile of {height} x {width} px cannot be cut into whole tokens; "
-                f"both sides must be multiples of {step} px (patch {self.patch_size} x shuffle {self.block})"
-            )
-        return (height // step) * (width // step)
+        return whole_tokens(height, width, self.patch_size * self.block)
 
     def forward(self, tiles: Tensor) -> Tensor:
         n, _, height, width = tiles.shape

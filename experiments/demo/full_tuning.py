@@ -1,7 +1,8 @@
 """Delta tuning beside full tuning, from their reports: writes experiments/results/demo_full_tuning.json.
 
-`python -m experiments.demo.full_tuning --delta runs/demo --full runs/full_tuning`, after
-`python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning`.
+`python -m experiments.demo.full_tuning --delta runs/short --full runs/full_tuning`, after
+`python -m experiments.demo --run-dir runs/short SAME` and
+`python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning SAME`, where SAME are equal overrides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ KEYS = (
     "blind_open_accuracy",
     "base_text_nll",
     "text_nll",
+    "text_logits_bit_identical",
+    "test_questions",
     "train_minutes",
     "seed",
 )
@@ -34,8 +37,9 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     longest = max(report["stages"], key=lambda stage: stage["minutes"])["name"]
     config = yaml.safe_load((folder / longest / "config.yaml").read_text())
     rate = config["model"]["freezing"]["init_args"].get("text_lr")
-    tokens = sum(stage["tokens"] for stage in report["stages"])
-    return {"name": name, "text_lr": rate, "tokens": tokens} | {key: report[key] for key in KEYS}
+    steps = {stage["name"]: stage["steps"] for stage in report["stages"]}
+    facts = {"name": name, "text_lr": rate, "steps": steps, "tokens": sum(s["tokens"] for s in report["stages"])}
+    return facts | {key: report[key] for key in KEYS}
 
 
 def main() -> None:
@@ -44,8 +48,11 @@ def main() -> None:
     parser.add_argument("--full", type=Path, nargs="+", required=True, help="run directories of demo/full_tuning")
     args = parser.parse_args()
     rows = [row("EViP++ (delta tuning)", args.delta), *(row("full tuning, no experts", f) for f in args.full)]
-    command = "python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning; "
-    command += "python -m experiments.demo.full_tuning --delta runs/demo --full runs/full_tuning"
+    same = " ".join(f"stages.{name}.trainer.max_steps={steps}" for name, steps in rows[0]["steps"].items())
+    options = f"--images 100 {same} stages.s0_warm_start.trainer.val_check_interval={rows[0]['steps']['s0_warm_start']}"
+    command = f"python -m experiments.demo --run-dir runs/short {options}; "
+    command += f"python -m experiments.demo --recipe demo/full_tuning --run-dir runs/full_tuning {options}; "
+    command += "python -m experiments.demo.full_tuning --delta runs/short --full runs/full_tuning"
     print(json.dumps(rows, indent=1))
     print(write_result("demo_full_tuning", command, {"runs": rows}))
 
