@@ -24,9 +24,7 @@ KEYS = (
     "blind_open_accuracy",
     "base_text_nll",
     "text_nll",
-    "text_logits_bit_identical",
     "test_questions",
-    "train_minutes",
     "seed",
 )
 
