@@ -14,6 +14,6 @@ class NextToken(Objective):
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_SV = net(batch).logits
-        weights_S = batch.weights[batch.supervised]
+        weights_S = batch.weights[batch.supervised].float()  # Lightning casts batches under bf16-true
         ce_S = F.cross_entropy(logits_SV.float(), batch.labels[batch.supervised], reduction="none")
         return (weights_S * ce_S).sum(), weights_S.sum()

@@ -45,7 +45,7 @@ class BagOfWords(Objective):
         cosine_RV = F.normalize(mean_RD, dim=-1) @ self._words(net).T
         logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
         labels_S = batch.labels[batch.supervised]
-        weights_S = batch.weights[batch.supervised]
+        weights_S = batch.weights[batch.supervised].float()  # Lightning casts batches under bf16-true
         for ignored in self.ignore_ids:
             weights_S = weights_S * (labels_S != ignored)
         ce_S = -logp_RV[row_T[batch.supervised], labels_S]

@@ -16,6 +16,7 @@ from mmframe.batch import Batch
 from mmframe.contracts import FreezingPolicy, TrainableGroup
 from mmframe.errors import UserError
 from mmframe.freezing import freeze
+from mmframe.objectives import NextToken
 from mmframe.optim import AdamWSchedule, MasterAdamW
 from tests.helpers import (
     ALL_SITES,
@@ -317,3 +318,12 @@ def test_learning_rate_by_step(schedule: str, expected: list[float]) -> None:
 def test_cosine_without_a_number_of_steps_is_refused() -> None:
     with pytest.raises(UserError, match="set it, or use schedule constant"):
         fit(tiny_module(optim=AdamWSchedule()), [mixed_batch()])
+
+
+def test_p21_token_weights_are_summed_in_fp32_when_the_trainer_casts_the_batch_to_bf16() -> None:
+    """301 ones have no sum in bf16 (it is 300 or 302): the loss would be divided by another number of tokens."""
+    text = batch("t" + "T" * 301)
+    text.weights = text.weights.to(torch.bfloat16)
+    total, weight = NextToken()(tiny_net(), text)
+    assert weight.dtype == total.dtype == torch.float32
+    assert weight.item() == 301
