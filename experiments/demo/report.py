@@ -124,4 +124,7 @@ def _full_tuning(results: Mapping[str, Any] | None) -> list[str]:
             f"{row['easy_vqa_open_accuracy']:.1f} | {row['easy_vqa_yes_no_accuracy']:.1f} | "
             f"{row['base_text_nll']:.3f} | {row['text_nll']:.3f} |"
         )
+    first = results["runs"][0]
+    steps = " + ".join(str(count) for count in first["steps"].values())
+    lines += ["", f"Both at {steps} steps, on {first['test_questions']:,} test questions, seed {first['seed']}."]
     return [*lines, "", f"Measured with `{results['command']}` ({results['when']})."]
