@@ -120,7 +120,7 @@ def _full_tuning(results: Mapping[str, Any] | None) -> list[str]:
     ]
     for row in results["runs"]:
         lines.append(
-            f"| {row['name']} | {row['text_lr'] or 'frozen'} | {row['easy_vqa_accuracy']:.1f} | "
+            f"| {row['name']} | {row['text_lr'] or 'frozen to s1_3'} | {row['easy_vqa_accuracy']:.1f} | "
             f"{row['easy_vqa_open_accuracy']:.1f} | {row['easy_vqa_yes_no_accuracy']:.1f} | "
             f"{row['base_text_nll']:.3f} | {row['text_nll']:.3f} |"
         )
