@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mmframe.layout import Layout
     from mmframe.plan import Plan
 
-SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm")
+SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm", "q_norm", "k_norm")
+"""Names of sites. A backbone has those that its sites() yields; q_norm and k_norm only where q and k have norms."""
 
 
 class Component:
@@ -194,6 +195,24 @@ class FreezingPolicy(Component, ABC):
         """
 
 
+class Adapter(Component, ABC):
+    """Small trainable additions to a pretrained model that can be folded into its weights."""
+
+    @abstractmethod
+    def install(self, net: nn.Module) -> None:
+        """Adds the parameters, in place; at first the model computes what it computed before, to the last bit.
+
+        The model's own parameters keep their names, so checkpoints, freezing patterns and routing do not notice.
+        """
+
+    @abstractmethod
+    def merge(self, net: nn.Module) -> None:
+        """Folds the additions into the model's weights and takes them out again: the plain model is left.
+
+        A merged weight is a new tensor; the tensors that were there keep their values.
+        """
+
+
 class Objective(Component, ABC):
     """What a stage minimises. Has no parameters of its own."""
 
@@ -217,6 +236,7 @@ def check_fp16(precision: torch.dtype | str) -> None:
 
 __all__ = [
     "SITES",
+    "Adapter",
     "Backbone",
     "Component",
     "ExpertRouter",

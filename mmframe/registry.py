@@ -10,7 +10,19 @@ from typing import TypeVar
 
 from mmframe.errors import UserError, suggest
 
-KINDS = ("backbone", "patch_embedder", "router", "freezing", "optim", "tokenizer", "processor", "data", "objective")
+KINDS = (
+    "backbone",
+    "patch_embedder",
+    "router",
+    "freezing",
+    "optim",
+    "tokenizer",
+    "processor",
+    "data",
+    "objective",
+    "adapter",
+    "checkpoint",
+)
 PLUGIN_GROUP = "mmframe.plugins"
 
 Class = TypeVar("Class", bound=type)

@@ -1,20 +1,23 @@
 """One readable decoder for the Llama family: RMSNorm, rotary attention with grouped keys, SwiGLU.
 
-InternLM2, Llama, SmolLM2 and Qwen2 differ in sizes, biases, rotary scaling and checkpoint layout only.
+InternLM2, Llama, SmolLM2, Qwen2 and Qwen3 differ in sizes, biases, norms of q and k, rotary scaling and checkpoint
+layout only.
 
-B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F intermediate, H heads, V vocabulary.
+B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F intermediate, H heads, d head_dim,
+V vocabulary.
 """
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from components.backbones.official_names import llama_links
+from components.backbones.rope import Rope, rotate
 from mmframe.cache import KVCache
+from mmframe.checkpoints import TensorLink
 from mmframe.contracts import SITES, Backbone, check_fp16
 from mmframe.errors import UserError
 from mmframe.experts import Experts
@@ -22,67 +25,54 @@ from mmframe.layout import Layout, check_attention
 from mmframe.plan import Plan
 
 
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding.
-
-    Args:
-        theta: Base of the frequencies.
-        scaling: ``none``, ``linear`` (positions divided by `factor`) or ``dynamic`` (NTK: the base grows once the
-            context exceeds `max_positions`).
-        factor: Scaling factor.
-        max_positions: Context the base was trained with, tokens.
-    """
-
-    theta: float = 10000.0
-    scaling: str = "none"
-    factor: float = 1.0
-    max_positions: int = 2048
-
-    def __post_init__(self) -> None:
-        if self.scaling not in ("none", "linear", "dynamic"):
-            raise UserError(f"rope: scaling={self.scaling!r} is not known; use none, linear or dynamic")
-
-    def changes_with_length(self, length: int) -> bool:
-        return self.scaling == "dynamic" and length > self.max_positions
-
-    def angles(self, positions: Tensor, lengths: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-        """cos, sin [..., head_dim] in fp32 for integer positions [...] of rows of `lengths` tokens (broadcast).
-
-        Dynamic NTK is computed afresh from the row's length:
-        base' = base * (factor * length / max - (factor - 1)) ^ (d / (d - 2)).
-        The released code lets its table only grow, so that a short prompt after a long one changes; ours does not.
-        """
-        base: float | Tensor = self.theta
-        if self.scaling == "dynamic":  # a ratio of 1 up to max_positions
-            ratio = self.factor * lengths.float() / self.max_positions - (self.factor - 1)
-            base = base * ratio.clamp(min=1)[..., None] ** (head_dim / (head_dim - 2))
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-        t = positions.to(torch.float32)
-        if self.scaling == "linear":
-            t = t / self.factor
-        angles = t[..., None] * (1.0 / (base**exponents))
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates halves (not interleaved pairs): x [..., head_dim]."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
-
-
 def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) -> Tensor:
     """SDPA of torch with grouped keys; causal where there is no mask.
 
-    On the CPU the backward of the fused kernel is slow on many short rows (24 % of a training step of the demo,
-    against 9 % for the plain formula), so training takes the plain one there.
+    Training on a CPU takes the plain formula instead: there the fused kernel's backward is slow on many short rows, and
+    torch's own plain path computes bf16 in fp32, which together is 12 ms a layer of the demo against 4 ms.
     """
-    plain = q_BHLd.device.type == "cpu" and torch.is_grad_enabled()
-    with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(
-            q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, enable_gqa=q_BHLd.shape[1] != k_BHKd.shape[1]
-        )
+    if q_BHLd.device.type == "cpu" and torch.is_grad_enabled():
+        return _attend_plainly(q_BHLd, k_BHKd, v_BHKd, mask)
+    B, H, L, d = q_BHLd.shape
+    G = k_BHKd.shape[1]
+    if (
+        L == 1 and mask is not None
+    ):  # decoding: queries that share a key head are rows of one product, nothing is repeated
+        return F.scaled_dot_product_attention(q_BHLd.reshape(B, G, -1, d), k_BHKd, v_BHKd, mask).view(B, H, 1, d)
+    return F.scaled_dot_product_attention(q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, enable_gqa=H != G)
+
+
+def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt d) v, softmax in fp32; the queries that share a key head are rows of one product."""
+    B, H, L, d = q_BHLd.shape
+    G, K = k_BHKd.shape[1:3]
+    if mask is None:
+        mask = torch.ones(L, K, dtype=torch.bool, device=q_BHLd.device).tril()
+    hidden = torch.zeros_like(mask, dtype=q_BHLd.dtype).masked_fill(~mask, torch.finfo(q_BHLd.dtype).min)
+    hidden = hidden.expand(B, H // G, L, K).reshape(B, 1, H // G * L, K)
+    scores = q_BHLd.reshape(B * G, -1, d) @ k_BHKd.reshape(B * G, K, d).transpose(1, 2)
+    scores = torch.add(hidden, scores.view(B, G, -1, K), alpha=d**-0.5)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q_BHLd.dtype)
+    return (weights.view(B * G, -1, K) @ v_BHKd.reshape(B * G, K, d)).view(B, H, L, d)
+
+
+class _Normalise(torch.autograd.Function):
+    """x / rms(x), computed in fp32 and cast back; the backward by hand does half the passes of the recorded one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        y = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        y, scale = ctx.saved_tensors
+        wide, grad = y.float(), grads[0].float()
+        along = torch.linalg.vecdot(grad, wide).unsqueeze(-1) / y.shape[-1]
+        return ((grad - wide * along) * scale).to(y.dtype), None
 
 
 class RMSNorm(nn.Module):
@@ -94,9 +84,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        y: Tensor = _Normalise.apply(x, self.eps)  # type: ignore[assignment]
+        return y * self.weight
 
 
 class FFN(nn.Module):
@@ -113,7 +102,7 @@ class FFN(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x += o(attention(q, k, v)); x += ffn(x): seven sites, each an Experts."""
+    """x += o(attention(q, k, v)); x += ffn(x): seven sites, nine with norms of q and k, each an Experts."""
 
     def __init__(
         self,
@@ -121,18 +110,22 @@ class DecoderLayer(nn.Module):
         intermediate_size: int,
         num_heads: int,
         kv_heads: int,
+        head_dim: int,
         qkv_bias: bool,
-        bias: bool,
+        o_bias: bool,
+        qk_norm: bool,
         eps: float,
     ) -> None:
         super().__init__()
-        self.head_dim = hidden_size // num_heads
-        kv_size = kv_heads * self.head_dim
+        self.head_dim = head_dim
+        q_size, kv_size = num_heads * head_dim, kv_heads * head_dim
         self.attn_norm = Experts(RMSNorm(hidden_size, eps))
-        self.q = Experts(nn.Linear(hidden_size, hidden_size, bias=qkv_bias))
+        self.q = Experts(nn.Linear(hidden_size, q_size, bias=qkv_bias))
         self.k = Experts(nn.Linear(hidden_size, kv_size, bias=qkv_bias))
         self.v = Experts(nn.Linear(hidden_size, kv_size, bias=qkv_bias))
-        self.o = Experts(nn.Linear(hidden_size, hidden_size, bias=bias))
+        self.q_norm = Experts(RMSNorm(head_dim, eps)) if qk_norm else None
+        self.k_norm = Experts(RMSNorm(head_dim, eps)) if qk_norm else None
+        self.o = Experts(nn.Linear(q_size, hidden_size, bias=o_bias))
         self.ffn_norm = Experts(RMSNorm(hidden_size, eps))
         self.ffn = Experts(FFN(hidden_size, intermediate_size))
 
@@ -142,6 +135,8 @@ class DecoderLayer(nn.Module):
 
     def attention(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None, index: int) -> Tensor:
         q, k, v = (site(x_TD, plan).unflatten(-1, (-1, self.head_dim)) for site in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:  # per head, before the rotation
+            q, k = self.q_norm(q, plan), self.k_norm(k, plan)
         q = rotate(q, layout.cos, layout.sin)
         if cache is None:
             k, v = layout.grid(rotate(k, layout.cos, layout.sin)), layout.grid(v)
@@ -161,17 +156,22 @@ class Decoder(Backbone):
     Args:
         hidden_size: D.
         num_layers: Number of layers.
-        num_heads: Query heads; the head size is hidden_size / num_heads.
+        num_heads: Query heads.
         kv_heads: Key-value heads; divides num_heads.
         intermediate_size: F of the SwiGLU.
         vocab_size: V.
         rope: Rotary embedding.
+        head_dim: Size of a head; None is hidden_size / num_heads.
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
-        qkv_bias: q, k, v have biases (Qwen2).
-        bias: q, k, v and o have biases (an option of InternLM2).
+        qkv_bias: q, k and v have biases.
+        o_bias: o has a bias.
+        qk_norm: RMSNorm over each head of q and k, before the rotation: the sites q_norm and k_norm.
         attention: ``causal`` or ``image_bidirectional`` (slots of one image see one another).
     """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """`model_type` of the Hugging Face configs that from_hf_config reads."""
 
     def __init__(
         self,
@@ -182,25 +182,40 @@ class Decoder(Backbone):
         intermediate_size: int,
         vocab_size: int,
         rope: Rope,
+        head_dim: int | None = None,
         norm_eps: float = 1e-5,
         tied_head: bool = False,
         qkv_bias: bool = False,
-        bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
         attention: str = "causal",
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads or num_heads % kv_heads:
+        if num_heads % kv_heads or (head_dim is None and hidden_size % num_heads):
             raise UserError(
-                f"backbone: hidden_size {hidden_size} must divide into {num_heads} heads, "
+                f"backbone: hidden_size {hidden_size} must divide into {num_heads} heads (or give head_dim), "
                 f"and num_heads {num_heads} into {kv_heads} kv_heads"
             )
         self.hidden_size, self.num_layers, self.vocab_size = hidden_size, num_layers, vocab_size
-        self.kv_heads, self.head_dim = kv_heads, hidden_size // num_heads
+        self.num_heads, self.kv_heads = num_heads, kv_heads
+        self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        if self.head_dim % 2:
+            raise UserError(f"backbone: heads of {self.head_dim} cannot be rotated in halves; head_dim must be even")
         self.attention = check_attention(attention)
         self.rotary = rope
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_size, intermediate_size, num_heads, kv_heads, qkv_bias or bias, bias, norm_eps)
+            DecoderLayer(
+                hidden_size,
+                intermediate_size,
+                num_heads,
+                kv_heads,
+                self.head_dim,
+                qkv_bias=qkv_bias,
+                o_bias=o_bias,
+                qk_norm=qk_norm,
+                eps=norm_eps,
+            )
             for _ in range(num_layers)
         )
         self.norm = RMSNorm(hidden_size, norm_eps)
@@ -213,6 +228,20 @@ class Decoder(Backbone):
                 nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments for a Hugging Face config.json of one of `model_types`.
+
+        Raises:
+            UserError: a key that is missing, or whose value cannot be honoured; names it.
+        """
+        raise UserError(f"backbone: {cls.__name__} has one size and reads no config.json; import it as Llama")
+
+    def tensor_map(self) -> list[TensorLink]:
+        """Official tensors (without a prefix such as ``language_model.``) <-> our parameters, for the experts that
+        are installed now."""
+        return llama_links(self)
 
     def embed(self, ids_T: Tensor) -> Tensor:
         return self.embedding(ids_T)
@@ -233,7 +262,9 @@ class Decoder(Backbone):
     def sites(self) -> Iterator[tuple[int, str, Experts]]:
         for index, layer in enumerate(self.layers):
             for site in SITES:
-                yield index, site, getattr(layer, site)
+                experts = getattr(layer, site)
+                if experts is not None:
+                    yield index, site, experts
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         weight = self.norm.weight

@@ -1,12 +1,15 @@
 """InternLM2: the backbone of Mono-InternVL. Its checkpoints group wqkv by key-value head."""
 
-import re
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.backbones.decoder import Decoder, Rope
+from components.backbones.decoder import Decoder
+from components.backbones.hf_config import check_model_type, rope_arguments, size_arguments
+from components.backbones.official_names import internlm2_links, suffix
+from components.backbones.rope import Rope
+from mmframe.checkpoints import TensorLink
 from mmframe.registry import register
 
 
@@ -30,8 +33,11 @@ class InternLM2(Decoder):
         norm_eps: eps of every RMSNorm.
         bias: q, k, v and o have biases.
         attention: ``causal`` or ``image_bidirectional``.
+        head_dim: Size of a head; null: hidden_size / num_heads.
+        tied_head: The head shares the embedding's weights.
     """
 
+    model_types = ("internlm2", "internlm2ve")
     toy_args = dict(hidden_size=32, num_layers=2, num_heads=4, kv_heads=2, intermediate_size=48, vocab_size=64)
 
     def __init__(
@@ -49,6 +55,8 @@ class InternLM2(Decoder):
         norm_eps: float = 1e-5,
         bias: bool = False,
         attention: str = "causal",
+        head_dim: int | None = None,
+        tied_head: bool = False,
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -57,60 +65,48 @@ class InternLM2(Decoder):
             kv_heads=kv_heads,
             intermediate_size=intermediate_size,
             vocab_size=vocab_size,
-            rope=Rope(theta=rope_theta, scaling=rope_scaling, factor=rope_factor, max_positions=max_positions),
+            rope=Rope(rope_theta, rope_scaling, rope_factor, max_positions),
+            head_dim=head_dim,
             norm_eps=norm_eps,
-            bias=bias,
+            tied_head=tied_head,
+            qkv_bias=bias,
+            o_bias=bias,
             attention=attention,
         )
 
-    def from_official(self, state: Mapping[str, Tensor], prefix: str = "language_model.") -> dict[str, Tensor]:
-        """Official tensors -> our names; ``feed_forward_ve`` becomes the visual expert.
+    @classmethod
+    def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        check_model_type(config, cls.__name__, cls.model_types)
+        rope = rope_arguments(config, scalings=("none", "linear", "dynamic"))
+        del rope["rope_options"]  # those of the Llama family
+        return size_arguments(config) | rope | {"bias": config.get("bias", True)}  # True: default of the official class
 
-        wqkv rows stand grouped per key-value head: g query heads, the key, the value, each head_dim rows
+    def tensor_map(self) -> list[TensorLink]:
+        """As the other backbones; q, k and v of one expert are one official tensor, where the expert has all three."""
+        links = {link.theirs: link for link in internlm2_links(self)}
+        for index, layer in enumerate(self.layers):
+            for expert, projection in layer.q.items():  # type: ignore[operator, union-attr]
+                for kind, _ in projection.named_parameters():
+                    theirs = [f"model.layers.{index}.attention.w{s}{suffix(expert)}.{kind}" for s in "qkv"]
+                    if all(name in links for name in theirs):
+                        ours = tuple(links.pop(name).ours[0] for name in theirs)
+                        whole = f"model.layers.{index}.attention.wqkv{suffix(expert)}.{kind}"
+                        links[whole] = TensorLink(whole, ours, self.split_wqkv, self.join_wqkv)
+        return list(links.values())
+
+    def split_wqkv(self, wqkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """wqkv rows, weight or bias -> those of q, k and v.
+
+        They stand grouped per key-value head: g query heads, the key, the value, each head_dim rows
         (REF modeling_internlm2_ve.py; the layout is easy to take for blocks Q|K|V, which loads without an error).
         """
-        group = self.hidden_size // self.head_dim // self.kv_heads
-        ours: dict[str, Tensor] = {}
-        for full_name, tensor in state.items():
-            if not full_name.startswith(prefix) or "rotary_emb" in full_name:
-                continue
-            name = full_name.removeprefix(prefix)
-            if match := re.fullmatch(r"model\.layers\.(\d+)\.attention\.wqkv\.(weight|bias)", name):
-                layer, kind = match.groups()
-                rows = tensor.unflatten(0, (self.kv_heads, group + 2, self.head_dim))
-                parts = {"q": rows[:, :group], "k": rows[:, group], "v": rows[:, group + 1]}
-                for site, part in parts.items():
-                    ours[f"layers.{layer}.{site}.text.{kind}"] = part.reshape(-1, *tensor.shape[1:])
-            else:
-                ours[_rename(name)] = tensor
-        return ours
+        rows = wqkv.unflatten(0, (self.kv_heads, -1, self.head_dim))
+        q, k, v = (part.reshape(-1, *wqkv.shape[1:]) for part in (rows[:, :-2], rows[:, -2], rows[:, -1]))
+        return q, k, v
 
-    def to_wqkv(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v rows -> the grouped wqkv of the official layout (the inverse of the import)."""
+    def join_wqkv(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The inverse of split_wqkv."""
         rest = q.shape[1:]
         q = q.reshape(self.kv_heads, -1, self.head_dim, *rest)
         k, v = (t.reshape(self.kv_heads, 1, self.head_dim, *rest) for t in (k, v))
         return torch.cat([q, k, v], dim=1).reshape(-1, *rest)
-
-
-_RENAMES = [
-    (r"model\.tok_embeddings\.weight", r"embedding.weight"),
-    (r"model\.norm\.weight", r"norm.weight"),
-    (r"output\.weight", r"output.weight"),
-    (r"model\.layers\.(\d+)\.attention\.wo\.(\w+)", r"layers.\1.o.text.\2"),
-    (r"model\.layers\.(\d+)\.attention_norm\.weight", r"layers.\1.attn_norm.text.weight"),
-    (r"model\.layers\.(\d+)\.ffn_norm\.weight", r"layers.\1.ffn_norm.text.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward\.w1\.weight", r"layers.\1.ffn.text.gate.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward\.w3\.weight", r"layers.\1.ffn.text.up.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward\.w2\.weight", r"layers.\1.ffn.text.down.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward_ve\.w1\.weight", r"layers.\1.ffn.visual.gate.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward_ve\.w3\.weight", r"layers.\1.ffn.visual.up.weight"),
-    (r"model\.layers\.(\d+)\.feed_forward_ve\.w2\.weight", r"layers.\1.ffn.visual.down.weight"),
-]
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name  # left as it is, so that a strict load reports it

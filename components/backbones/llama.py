@@ -1,9 +1,12 @@
-"""Llama-style backbones: sizes by hand, or SmolLM2-135M with its pretrained weights."""
+"""Llama-style backbones: sizes by hand or from a config.json, or SmolLM2-135M with its pretrained weights."""
 
 from pathlib import Path
+from typing import Any
 
-from components.backbones.decoder import Decoder, Rope
+from components.backbones.decoder import Decoder
 from components.backbones.gguf_weights import load_llama_gguf
+from components.backbones.hf_config import check_model_type, rope_arguments, size_arguments
+from components.backbones.rope import Rope
 from mmframe.errors import UserError
 from mmframe.paths import smollm2_gguf
 from mmframe.registry import register
@@ -24,7 +27,16 @@ class Llama(Decoder):
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
         attention: ``causal`` or ``image_bidirectional``.
+        head_dim: Size of a head; null: hidden_size / num_heads.
+        attention_bias: q, k, v and o have biases.
+        rope_scaling: ``none``, ``linear``, ``dynamic`` (NTK), ``llama3`` or ``yarn``.
+        rope_factor: Scaling factor.
+        max_positions: Context of the model, tokens; ``dynamic`` sets in beyond it.
+        rope_options: Further values of llama3 and yarn by their names in Hugging Face configs, e.g.
+            ``{low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 8192}``.
     """
+
+    model_types = ("llama",)
 
     def __init__(
         self,
@@ -38,6 +50,12 @@ class Llama(Decoder):
         norm_eps: float = 1e-5,
         tied_head: bool = True,
         attention: str = "causal",
+        head_dim: int | None = None,
+        attention_bias: bool = False,
+        rope_scaling: str = "none",
+        rope_factor: float = 1.0,
+        max_positions: int = 2048,
+        rope_options: dict[str, float] | None = None,
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -46,11 +64,19 @@ class Llama(Decoder):
             kv_heads=kv_heads,
             intermediate_size=intermediate_size,
             vocab_size=vocab_size,
-            rope=Rope(theta=rope_theta),
+            rope=Rope.of(rope_theta, rope_scaling, rope_factor, max_positions, rope_options),
+            head_dim=head_dim,
             norm_eps=norm_eps,
             tied_head=tied_head,
+            qkv_bias=attention_bias,
+            o_bias=attention_bias,
             attention=attention,
         )
+
+    @classmethod
+    def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        check_model_type(config, cls.__name__, cls.model_types)
+        return size_arguments(config) | rope_arguments(config) | {"attention_bias": config.get("attention_bias", False)}
 
 
 @register("backbone")

@@ -3,24 +3,25 @@
 n tiles, C embedding channels of the conv, g grid side, N visual tokens, D hidden size of the backbone.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.patch_embedders.common import (
+    EMBEDDING_LINKS,
+    PROJECTOR_LINKS,
+    grid_positions,
+    pixel_shuffle,
+    projector,
+    shuffle_block,
+)
+from components.patch_embedders.hf_config import embedder_arguments
+from mmframe.checkpoints import TensorLink, refuse
 from mmframe.contracts import PatchEmbedder, whole_tokens
 from mmframe.errors import UserError
 from mmframe.registry import register
-
-
-def pixel_shuffle(x: Tensor, block: int, version: str) -> Tensor:
-    """Moves blocks of `block` x `block` grid cells into channels: [n, h, w, C] -> [n, h/b, w/b, C*b*b].
-
-    v2 keeps the image upright; v1, of the first checkpoints, leaves it transposed (REF modeling_internvl_chat.py).
-    """
-    n, h, w, c = x.shape
-    x = x.reshape(n, h, w // block, c * block).transpose(1, 2)
-    x = x.reshape(n, w // block, h // block, c * block * block)
-    return x.transpose(1, 2) if version == "v2" else x
 
 
 @register("patch_embedder")
@@ -60,35 +61,37 @@ class MonoPatchEmbedder(PatchEmbedder):
         position_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if shuffle_version not in ("v1", "v2"):
-            raise UserError(f"patch_embedder: shuffle_version={shuffle_version!r} is not known; use v2 or v1")
         self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size
-        self.block, self.shuffle_version = round(1 / downsample), shuffle_version
+        self.block, self.shuffle_version = shuffle_block(downsample, shuffle_version), shuffle_version
         self.output_rms = output_rms
         self.num_tokens(image_size, image_size)
-        self.side = image_size // patch_size
+        cells = (image_size // patch_size) ** 2
         self.conv = nn.Conv2d(3, channels, patch_size, stride=patch_size)
         self.class_embedding = nn.Parameter(torch.zeros(1, 1, channels)) if class_slot else None
-        self.position = nn.Parameter(torch.zeros(1, int(class_slot) + self.side**2, channels))
-        wide = channels * self.block**2
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(wide), nn.Linear(wide, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.position = nn.Parameter(torch.zeros(1, int(class_slot) + cells, channels))
+        self.mlp = projector(channels * self.block**2, hidden_size)
         if self.position.device.type != "meta":
             nn.init.normal_(self.position, std=position_std)
+
+    @classmethod
+    def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments for the config.json of a released Mono-InternVL.
+
+        Raises:
+            UserError: a value that cannot be honoured; names its key.
+        """
+        refuse(config, {"select_layer": (-1,)})  # there are no layers to select from
+        return embedder_arguments(config)
 
     def num_tokens(self, height: int, width: int) -> int:
         return whole_tokens(height, width, self.patch_size * self.block)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Learned positions [1, C, rows, columns], bicubic in fp32 where the grid is not the stored one."""
-        grid = self.position[:, -(self.side**2) :].unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
-        if self.class_embedding is not None:  # no effect, but a gradient of zero in place of none: DDP waits for all
-            grid = grid + 0 * self.class_embedding.view(1, -1, 1, 1)
-        if (rows, columns) == (self.side, self.side):
-            return grid
-        resized = F.interpolate(grid.float(), size=(rows, columns), mode="bicubic", align_corners=False)
-        return resized.to(grid.dtype)
+        """Learned positions [1, C, rows, columns]."""
+        if self.class_embedding is None:
+            return grid_positions(self.position, rows, columns)
+        # the class embedding has no effect, but a gradient of zero in place of none: DDP waits for all
+        return grid_positions(self.position[:, 1:] + 0 * self.class_embedding, rows, columns)
 
     def forward(self, tiles: Tensor) -> Tensor:
         n, _, height, width = tiles.shape
@@ -102,16 +105,15 @@ class MonoPatchEmbedder(PatchEmbedder):
         y_ND = self.mlp(x.flatten(0, 2))
         return y_ND if self.output_rms is None else F.rms_norm(y_ND, (self.hidden_size,)) * self.output_rms
 
-    @staticmethod
-    def official_names() -> dict[str, str]:
-        """Our parameter names -> those of the released checkpoints."""
-        stem = "vision_model.embeddings."
-        names = {
-            "conv.weight": stem + "patch_embedding.weight",
-            "conv.bias": stem + "patch_embedding.bias",
-            "class_embedding": stem + "class_embedding",
-            "position": stem + "position_embedding",
-        }
-        for layer in (0, 1, 3):
-            names |= {f"mlp.{layer}.{kind}": f"mlp1.{layer}.{kind}" for kind in ("weight", "bias")}
-        return names
+    def tensor_map(self) -> list[TensorLink]:
+        """Official tensors <-> our parameters.
+
+        Raises:
+            UserError: an option that the official layout has no place for.
+        """
+        if self.class_embedding is None or self.output_rms is not None:
+            raise UserError(
+                f"patch_embedder: class_slot={self.class_embedding is not None}, output_rms={self.output_rms} has no "
+                "place in the official layout, which knows class_slot=true and output_rms=null"
+            )
+        return EMBEDDING_LINKS + PROJECTOR_LINKS

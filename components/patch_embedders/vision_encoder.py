@@ -1,4 +1,4 @@
-"""A whole vision encoder as patch embedder: the modular baseline, under the same keys as the monolithic models.
+"""A whole vision encoder of timm as patch embedder: modular models, under the same keys as the monolithic ones.
 
 n tiles, C width of the encoder, N visual tokens, D hidden size of the backbone.
 """
@@ -6,11 +6,11 @@ n tiles, C width of the encoder, N visual tokens, D hidden size of the backbone.
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.patch_embedders.mono import pixel_shuffle
+from components.patch_embedders.common import pixel_shuffle, projector, shuffle_block
 from mmframe.contracts import PatchEmbedder, whole_tokens
-from mmframe.errors import UserError
+from mmframe.errors import UserError, nearest
 from mmframe.registry import register
 
 
@@ -19,14 +19,16 @@ class VisionEncoder(PatchEmbedder):
     """A ViT of timm -> pixel shuffle -> LayerNorm, Linear, GELU, Linear: the shape of InternVL-1.5.
 
     Pair it with SharedRouter for a modular model; the encoder trains or freezes with the patterns
-    ``patch_embedder.encoder.*`` and ``patch_embedder.mlp.*``.
+    ``patch_embedder.encoder.*`` and ``patch_embedder.mlp.*``. timm's InternViT is ``vit_intern300m_patch14_448``; for
+    one with official names, export and gradient checkpointing take InternViT.
 
     Args:
         hidden_size: D; filled in from the backbone.
-        model: Name of a vision transformer in timm.
+        model: Name of a vision transformer in timm, with or without the tag of its weights.
         image_size: Edge of a tile, pixels.
         downsample: Pixel shuffle ratio; 0.5 merges 2 x 2 patches.
         pretrained: Load timm's weights (from the Hugging Face hub).
+        model_args: Further arguments of timm's model, e.g. ``{drop_path_rate: 0.1}``.
     """
 
     toy_args = {"model": "test_vit", "image_size": 64}
@@ -38,21 +40,18 @@ class VisionEncoder(PatchEmbedder):
         image_size: int = 448,
         downsample: float = 0.5,
         pretrained: bool = False,
+        model_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if model not in timm.list_models(model):
-            near = ", ".join(timm.list_models(f"*{model.split('_')[0]}*")[:5])
-            raise UserError(f"patch_embedder: timm has no model {model!r}; near it: {near or 'nothing'}")
-        self.hidden_size, self.image_size, self.block = hidden_size, image_size, round(1 / downsample)
-        self.encoder: Any = timm.create_model(
-            model, pretrained=pretrained, img_size=image_size, num_classes=0, global_pool="", dynamic_img_size=True
-        )
+        if model.partition(".")[0] not in timm.list_models():  # behind the dot: which pretrained weights
+            raise UserError(f"patch_embedder: timm has no model {model!r}; {nearest(model, timm.list_models())}")
+        self.hidden_size, self.image_size = hidden_size, image_size
+        self.block = shuffle_block(downsample, "v2")
+        settings: dict[str, Any] = dict(img_size=image_size, num_classes=0, global_pool="", dynamic_img_size=True)
+        self.encoder: Any = timm.create_model(model, pretrained=pretrained, **(settings | (model_args or {})))
         self.patch_size = self.encoder.patch_embed.patch_size[0]
         self.num_tokens(image_size, image_size)
-        wide = self.encoder.num_features * self.block**2
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(wide), nn.Linear(wide, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = projector(self.encoder.num_features * self.block**2, hidden_size)
 
     def num_tokens(self, height: int, width: int) -> int:
         return whole_tokens(height, width, self.patch_size * self.block)

@@ -40,8 +40,8 @@ class ModalityRouter(ExpertRouter):
     the norms stay shared (both are switches here: add them to `experts_at`).
 
     Args:
-        experts_at: Site -> layers that have a visual expert there. Sites: q, k, v, o, ffn, attn_norm, ffn_norm.
-            Layers: all, 5, 12-23, 0-22/2, -8--1.
+        experts_at: Site -> layers that have a visual expert there. Sites: q, k, v, o, ffn, attn_norm, ffn_norm, and
+            q_norm, k_norm of backbones with norms of q and k (Qwen3). Layers: all, 5, 12-23, 0-22/2, -8--1.
         init: New experts start as a ``copy`` of the text expert (the paper), ``zero`` or ``random``.
         visual_kinds: Token kinds that go to the visual expert; all others go to the text expert.
     """
@@ -71,6 +71,18 @@ class ModalityRouter(ExpertRouter):
         return Plan.from_experts(self.expert_of_kind[kinds_T.long()], len(self.experts))
 
     def install(self, backbone: Backbone) -> None:
+        """Puts the visual experts in.
+
+        Raises:
+            UserError: a site or layer that this backbone does not have; names those that it has.
+        """
+        there = list(dict.fromkeys(site for _, site, _ in backbone.sites()))
+        for site in self.experts_at:
+            if site not in there:
+                raise UserError(
+                    f"router: {type(backbone).__name__} has no site {site!r}; "
+                    f"{nearest(site, there)} its sites: {', '.join(there)}"
+                )
         layers = {site: parse_layers(which, backbone.num_layers) for site, which in self.experts_at.items()}
         for index, site, experts in backbone.sites():
             if index in layers.get(site, ()):
