@@ -25,6 +25,12 @@ class KVCache:
     Routing and masks never guess from the cache: an image in the third turn, a chunked prefill and a prompt of
     one token all take the way of a fresh forward.
 
+    Attributes:
+        lengths: Tokens of each row, on the host; `used` [B] is the same on the device, for steps that never ask
+            the host.
+        expected: Length that a prompt given in pieces will have; its rotary angles are those of the whole.
+        num_images: Images of each row.
+
     Args:
         raw_keys: Keep keys before rotation and rotate on reading. Needed where the rotary base depends on the
             length (dynamic NTK beyond the trained context), else the cached keys would keep an old base.
@@ -47,10 +53,16 @@ class KVCache:
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.raw_keys = raw_keys
         self.lengths = [0] * rows
+        self.expected = [0] * rows
         self.num_images = [0] * rows
+        self.used = torch.zeros(rows, dtype=torch.int64, device=device)
         self.kinds = torch.full((rows, capacity), TokenKind.PAD, dtype=torch.int8, device=device)
         # docs, branches, blocks, positions: [4, B, C]; -1 marks an empty column
         self.table = torch.full((4, rows, capacity), -1, dtype=torch.int64, device=device)
+
+    @property
+    def num_rows(self) -> int:
+        return self.kinds.shape[0]
 
     @property
     def capacity(self) -> int:
@@ -62,9 +74,13 @@ class KVCache:
         Raises:
             UserError: another number of rows, or more tokens than the capacity.
         """
-        if batch.num_rows != len(self.lengths):
-            raise UserError(f"cache: {batch.num_rows} rows given, made for {len(self.lengths)}")
-        for row, (past, new) in enumerate(zip(self.lengths, batch.row_lengths, strict=True)):
+        if batch.num_rows != self.num_rows:
+            raise UserError(f"cache: {batch.num_rows} rows given, made for {self.num_rows}")
+        self.check_room(batch.row_lengths)
+
+    def check_room(self, tokens: Sequence[int]) -> None:
+        """Raises a UserError where `tokens` more of each row would not fit."""
+        for row, (past, new) in enumerate(zip(self.lengths, tokens, strict=True)):
             if past + new > self.capacity:
                 raise UserError(
                     f"cache: row {row} would hold {past + new} tokens, capacity is {self.capacity}; "
@@ -79,8 +95,9 @@ class KVCache:
     def write(self, layer: int, k_THd: Tensor, v_THd: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Stores new keys and values; returns all in use: [B, K, H, head_dim]."""
         keys, values = self.keys[layer], self.values[layer]
-        keys[layout.rows, layout.columns] = k_THd
-        values[layout.rows, layout.columns] = v_THd
+        assert layout.slots is not None, "a layout that was built for a cache"
+        for stored, new in ((keys, k_THd), (values, v_THd)):  # whole columns are copied; indexing both axes is slower
+            stored.flatten(0, 1).index_copy_(0, layout.slots, new.to(stored.dtype))
         return keys[:, : layout.context], values[:, : layout.context]
 
     def advance(self, batch: Batch) -> None:
@@ -92,6 +109,33 @@ class KVCache:
                 self.num_images[row] += int(blocks.max()) + 1
             self.lengths[row] += new
             first += new
+        self.used += torch.tensor(batch.row_lengths, device=self.used.device)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forgets everything behind the first lengths[row] tokens of each row.
+
+        Raises:
+            UserError: a row holds fewer tokens than are to be kept.
+        """
+        for row, (have, keep) in enumerate(zip(self.lengths, lengths, strict=True)):
+            if not 0 <= keep <= have:
+                raise UserError(f"cache: row {row} holds {have} tokens, {keep} cannot be kept of them")
+            self.kinds[row, keep:] = TokenKind.PAD
+            self.table[:, row, keep:] = -1
+            self.num_images[row] = int(self.table[2, row, :keep].max()) + 1 if keep else 0
+        self.lengths, self.expected = list(lengths), [0] * self.num_rows
+        self.used.copy_(torch.tensor(self.lengths))
+
+    def take(self, other: KVCache) -> None:
+        """Takes over what another cache of as many rows holds: how a cache grows."""
+        n = max(other.lengths)
+        assert n <= self.capacity and self.num_rows == other.num_rows and self.raw_keys == other.raw_keys
+        for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            mine[:, :n] = theirs[:, :n]
+        self.kinds[:, :n], self.table[:, :, :n] = other.kinds[:, :n], other.table[:, :, :n]
+        self.lengths, self.expected = list(other.lengths), list(other.expected)
+        self.num_images = list(other.num_images)
+        self.used.copy_(other.used)
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """A new cache whose row i is a copy of row rows[i]: forks a shared prefix, drops finished rows."""
@@ -101,7 +145,9 @@ class KVCache:
         new.values = [v.index_select(0, index) for v in self.values]
         new.raw_keys = self.raw_keys
         new.lengths = [self.lengths[row] for row in rows]
+        new.expected = [self.expected[row] for row in rows]
         new.num_images = [self.num_images[row] for row in rows]
+        new.used = self.used.index_select(0, index)
         new.kinds = self.kinds.index_select(0, index)
         new.table = self.table.index_select(1, index)
         return new

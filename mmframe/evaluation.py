@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmframe.batch import Batch, Sample
+from mmframe.errors import UserError
 from mmframe.generation import generate, prefill
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
@@ -88,8 +89,9 @@ def answer_questions(
 
 
 def _tiles(net: MultimodalLM, processor: ChatProcessor, picture: Picture, max_tiles: int, blind: bool) -> Tensor:
-    side = net.patch_embedder.image_size
-    tiles = picture if isinstance(picture, Tensor) else processor.cut(picture, side, max_tiles)
+    if net.patch_embedder is None:
+        raise UserError("evaluation: questions about pictures, but the model has no patch embedder")
+    tiles = picture if isinstance(picture, Tensor) else processor.cut(picture, net.patch_embedder.image_size, max_tiles)
     return torch.zeros_like(tiles) if blind else tiles
 
 

@@ -22,7 +22,7 @@ class Experts(nn.ModuleDict):
     With one expert this is a plain module: dense and routed models share code and checkpoint keys
     (``...ffn.text.gate.weight``). With several, each runs on its contiguous slice of the plan.
     Every expert runs always, also on zero tokens: the graph does not depend on what a rank happened to
-    see, and gradients are zero instead of missing.
+    see, and gradients are zero instead of missing. Generation alone asks for less (Plan.alone).
     """
 
     def __init__(self, text: nn.Module) -> None:
@@ -31,6 +31,8 @@ class Experts(nn.ModuleDict):
     def forward(self, x_TD: Tensor, plan: Plan) -> Tensor:
         if len(self) == 1:
             return self["text"](x_TD)
+        if plan.alone is not None:
+            return list(self.values())[plan.alone](x_TD)
         chunks = x_TD.split(plan.sizes)
         return torch.cat([expert(chunk) for expert, chunk in zip(self.values(), chunks, strict=True)])
 

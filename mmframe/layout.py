@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmframe.batch import Batch
 from mmframe.errors import UserError
+from mmframe.kinds import TokenKind
 from mmframe.plan import Plan
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ class Layout:
     to_grid           int64 [B*L]: plan place of the token in each cell; a padding cell repeats place 0
     from_grid         int64 [T]: cell of each token
     holes             int64 [padding cells] or None
+    slots             int64 [T] or None: row x capacity + column, each token's place in a cache, rows one after another
     context           K: columns of keys in use
     mask              bool [B, 1, L, K], True = may attend; None = plain causal attention
     cos, sin          [T, 1, head_dim] rotary angles
     key_cos, key_sin  [B, K, 1, head_dim], only for a cache of raw keys
+    direct            one token in each row, in order: the grid is the tokens, nothing is gathered
     """
 
     num_rows: int
@@ -68,6 +71,8 @@ class Layout:
     sin: Tensor
     key_cos: Tensor | None = None
     key_sin: Tensor | None = None
+    slots: Tensor | None = None
+    direct: bool = False
 
     @classmethod
     def build(
@@ -91,12 +96,15 @@ class Layout:
             return (x_T if order is None else x_T[order]).to(device)
 
         context_B = past + lengths
-        cos, sin = backbone.rope(plan.sort(batch.positions), planned(context_B[row_T]))
+        # a prompt that comes in pieces turns by the length of the whole
+        angle_B = context_B if cache is None else context_B.maximum(torch.tensor(cache.expected))
+        cos, sin = backbone.rope(plan.sort(batch.positions), planned(angle_B[row_T]))
+        column_T = local_T + past[row_T]
         layout = cls(
             num_rows=num_rows,
             length=length,
             rows=planned(row_T),
-            columns=planned(local_T + past[row_T]),
+            columns=planned(column_T),
             to_grid=to_grid.to(device),
             from_grid=planned(cell_T),
             holes=is_hole.nonzero().flatten().to(device) if bool(is_hole.any()) else None,
@@ -104,16 +112,52 @@ class Layout:
             mask=None,
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
+            slots=None if cache is None else planned(row_T * cache.capacity + column_T),
         )
-        return layout._with_mask(batch, plan, backbone, past.to(device), context_B.to(device), dtype, cache)
+        return layout._with_mask(batch, plan, backbone, past.to(device), angle_B.to(device), dtype, cache)
+
+    @classmethod
+    def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
+        """One more text token in each row, which goes on with its row's document, branch and positions.
+
+        Everything is read from the cache on the device, so that no step waits for the host; with `context` = the
+        cache's capacity no shape depends on what the cache holds.
+        """
+        rows = torch.arange(cache.num_rows, device=cache.used.device)
+        columns = cache.used.clone()  # the cache counts on in place
+        doc, branch, _, position = cache.table[:, rows, columns - 1].unbind(0)
+        facts = torch.stack([doc, branch, torch.full_like(doc, -1), position + 1])
+        cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
+        key = cache.table[:, :, :context]
+        cos, sin = backbone.rope(facts[3], columns + 1)
+        layout = cls(
+            num_rows=cache.num_rows,
+            length=1,
+            rows=rows,
+            columns=columns,
+            to_grid=rows,
+            from_grid=rows,
+            holes=None,
+            context=context,
+            mask=may_attend(facts[:, :, None], key, columns, backbone.attention)[:, None],
+            cos=cos.to(dtype)[:, None],
+            sin=sin.to(dtype)[:, None],
+            slots=rows * cache.capacity + columns,
+            direct=True,
+        )
+        return layout._with_key_angles(backbone, key[3], columns + 1, dtype) if cache.raw_keys else layout
 
     def grid(self, x_T: Tensor) -> Tensor:
         """[T, ...] in plan order -> [B, L, ...]."""
+        if self.direct:
+            return x_T[:, None]
         y: Tensor = _Gather.apply(x_T, self.to_grid, self.from_grid, None)  # type: ignore[assignment]
         return y.view(self.num_rows, self.length, *x_T.shape[1:])
 
     def ungrid(self, x_BL: Tensor) -> Tensor:
         """[B, L, ...] -> [T, ...] in plan order; padding cells are dropped."""
+        if self.direct:
+            return x_BL[:, 0]
         flat = x_BL.reshape(self.num_rows * self.length, *x_BL.shape[2:])
         return _Gather.apply(flat, self.from_grid, self.to_grid, self.holes)  # type: ignore[return-value]
 
@@ -123,15 +167,15 @@ class Layout:
         plan: Plan,
         backbone: Backbone,
         past: Tensor,
-        context_B: Tensor,
+        angle_B: Tensor,
         dtype: torch.dtype,
         cache: KVCache | None,
     ) -> Layout:
-        """Who sees whom: a token sees earlier tokens of its document that stand in the trunk or in its own
-        branch; with ``image_bidirectional`` also later slots of its own image. A padding query sees column 0,
-        so that no softmax is empty."""
+        """Adds the mask where plain causal attention is not enough, and tells the cache what its columns hold."""
         bidirectional = backbone.attention == "image_bidirectional" and batch.image_slots.numel() > 0
-        if cache is None and not batch.structured and not bidirectional:
+        begun = cache is not None and any(cache.lengths)  # a row that begins sees nothing but itself
+        plain = not batch.structured and not bidirectional and not begun
+        if cache is None and plain:
             return self
         device = batch.ids.device
         facts = torch.stack([batch.docs.long(), batch.branches.long(), batch.blocks.long(), batch.positions])
@@ -140,29 +184,47 @@ class Layout:
         if cache is not None:  # images of earlier calls keep their own numbers
             images_before = torch.tensor(cache.num_images, device=device)[self.rows]
             facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)
-        query = torch.full((4, self.num_rows * self.length), -1, device=device)
-        query[:, self.from_grid] = facts
-        query = query.view(4, self.num_rows, self.length)
-        if cache is None:
-            key = query
-        else:
             cache.describe(self.rows, self.columns, plan.sort(batch.kinds.to(device)), facts)
-            key = cache.table[:, :, : self.context]
-
-        q_doc, q_branch, q_block, _ = query[:, :, :, None].unbind(0)
-        k_doc, k_branch, k_block, key_positions = key[:, :, None, :].unbind(0)
-        column = torch.arange(self.context, device=device)
-        q_column = torch.arange(self.length, device=device)[None, :, None] + past[:, None, None]
-        seen = column <= q_column
-        if backbone.attention == "image_bidirectional":
-            seen = seen | ((q_block >= 0) & (q_block == k_block))
-        allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
-        allowed = torch.where(q_doc < 0, column == 0, allowed)
-        changes: dict[str, Any] = {"mask": allowed[:, None]}
+        layout = self
+        if not plain:
+            query = torch.full((4, self.num_rows * self.length), -1, device=device)
+            query[:, self.from_grid] = facts
+            query = query.view(4, self.num_rows, self.length)
+            key = query if cache is None else cache.table[:, :, : self.context]
+            layout = replace(layout, mask=may_attend(query, key, past, backbone.attention)[:, None])
         if cache is not None and cache.raw_keys:
-            cos, sin = backbone.rope(key_positions[:, 0].clamp(min=0), context_B[:, None])
-            changes |= {"key_cos": cos.to(dtype)[:, :, None], "key_sin": sin.to(dtype)[:, :, None]}
-        return replace(self, **changes)
+            layout = layout._with_key_angles(backbone, cache.table[3, :, : self.context], angle_B, dtype)
+        return layout
+
+    def _with_key_angles(
+        self, backbone: Backbone, positions_BK: Tensor, lengths_B: Tensor, dtype: torch.dtype
+    ) -> Layout:
+        cos, sin = backbone.rope(positions_BK.clamp(min=0), lengths_B[:, None])
+        return replace(self, key_cos=cos.to(dtype)[:, :, None], key_sin=sin.to(dtype)[:, :, None])
+
+
+def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str) -> Tensor:
+    """Who sees whom: bool [B, L, K].
+
+    A token sees earlier tokens of its document that stand in the trunk or in its own branch; with
+    ``image_bidirectional`` also later slots of its own image. A padding query sees column 0, so that no softmax is
+    empty.
+
+    Args:
+        query: Documents, branches, image blocks, positions of the queries [4, B, L]; -1 marks padding.
+        key: The same of the columns [4, B, K]; -1 marks an empty one.
+        past_B: Column of each row's first query.
+        attention: ``causal`` or ``image_bidirectional``.
+    """
+    q_doc, q_branch, q_block, _ = query[:, :, :, None].unbind(0)
+    k_doc, k_branch, k_block, _ = key[:, :, None, :].unbind(0)
+    column = torch.arange(key.shape[2], device=key.device)
+    q_column = torch.arange(query.shape[2], device=key.device)[None, :, None] + past_B[:, None, None]
+    seen = column <= q_column
+    if attention == "image_bidirectional":
+        seen = seen | ((q_block >= 0) & (q_block == k_block))
+    allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
+    return torch.where(q_doc < 0, column == 0, allowed)
 
 
 def check_attention(attention: str) -> str:

@@ -35,7 +35,7 @@ class MultimodalLM(nn.Module):
 
     Args:
         backbone: The pretrained LLM.
-        patch_embedder: Pixels -> visual tokens.
+        patch_embedder: Pixels -> visual tokens; None is an LLM that reads text only.
         router: Puts experts into the backbone (here, once) and plans every batch.
         expert_backend: ``torch``, ``cupy``, or ``auto``: cupy where it can run.
     """
@@ -43,12 +43,12 @@ class MultimodalLM(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        patch_embedder: PatchEmbedder,
+        patch_embedder: PatchEmbedder | None,
         router: ExpertRouter,
         expert_backend: str = "auto",
     ) -> None:
         super().__init__()
-        if patch_embedder.hidden_size != backbone.hidden_size:
+        if patch_embedder is not None and patch_embedder.hidden_size != backbone.hidden_size:
             raise UserError(
                 f"model: the patch embedder makes tokens of size {patch_embedder.hidden_size}, "
                 f"the backbone takes {backbone.hidden_size}; set both hidden_size alike"
@@ -59,13 +59,26 @@ class MultimodalLM(nn.Module):
         router.install(backbone)
         self.expert_backend = use_backend(expert_backend)
 
-    def embed(self, batch: Batch) -> Tensor:
+    def embed(self, batch: Batch, skip_idle: bool = False) -> Tensor:
         """Token embeddings with visual tokens at the image slots: [T, D], in sequence order.
+
+        Args:
+            batch: Rows with their tiles.
+            skip_idle: Do not call the patch embedder where there are no tiles. Never in training, where ranks wait
+                for one another and gradients must be zero, not missing.
 
         Raises:
             UserError: slots and visual tokens differ in number; names the sample and both counts.
         """
         x_TD = self.backbone.embed(batch.ids)
+        num_tiles = batch.tiles.shape[0]
+        if self.patch_embedder is None and num_tiles:
+            key = next(key for key, tiles in zip(batch.keys, batch.row_tiles, strict=True) if tiles)
+            raise UserError(f"sample {key!r}: an image was given, but the model has no patch embedder")
+        if self.patch_embedder is None or (skip_idle and not num_tiles):
+            if batch.image_slots.numel():
+                raise UserError(self._mismatch(batch, 0))
+            return x_TD
         visual_ND = self.patch_embedder(batch.tiles)
         if visual_ND.shape[0] != batch.image_slots.numel():
             raise UserError(self._mismatch(batch, visual_ND.shape[0]))
@@ -87,20 +100,29 @@ class MultimodalLM(nn.Module):
         return f"batch: {batch.image_slots.numel()} image slots, {visual_tokens} visual tokens"
 
     def forward(
-        self, batch: Batch, logits_at: Tensor | None = None, cache: KVCache | None = None, want_hidden: bool = False
+        self,
+        batch: Batch,
+        logits_at: Tensor | None = None,
+        cache: KVCache | None = None,
+        want_hidden: bool = False,
+        embedded_TD: Tensor | None = None,
     ) -> Output:
         """One pass.
 
         Args:
             batch: Rows; with a cache, the continuation of each row.
             logits_at: int64 [S], sequence indices; default: the supervised positions.
-            cache: Keys and values of the past; is advanced.
+            cache: Keys and values of the past; is advanced. It means generation: nothing idle is called.
             want_hidden: Also return the last hidden states.
+            embedded_TD: What `embed` made of these tokens before, e.g. of a prompt that comes in pieces; the
+                batch's tiles are then not looked at.
         """
+        generating = cache is not None
         if cache is not None:
             cache.begin(batch)
-        x_TD = self.embed(batch)
+        x_TD = self.embed(batch, skip_idle=generating) if embedded_TD is None else embedded_TD
         plan = self.router.plan(batch.kinds).to(x_TD.device)
+        plan = plan.without_idle() if generating else plan
         layout = Layout.build(batch, plan, self.backbone, x_TD.dtype, cache)
         h_TD = self.backbone(plan.sort(x_TD), plan, layout, cache)
         if cache is not None:

@@ -19,6 +19,8 @@ class Plan:
     expert_T  int64 [T] on the host: expert of each token, in sequence order
     sizes     tokens per expert, in the router's order of experts; host integers, so no layer synchronises
     segments  runs of one expert in sequence order: (expert, first, last + 1)
+    alone     the one expert that is called at all; None, the rule in training, where ranks wait for one another
+              and a graph must not depend on the batch: every expert, also on zero tokens
     """
 
     order: Tensor | None
@@ -27,6 +29,7 @@ class Plan:
     expert_T: Tensor
     order_host: Tensor | None = None
     inverse_host: Tensor | None = None
+    alone: int | None = None
 
     @classmethod
     def from_experts(cls, expert_T: Tensor, num_experts: int) -> Plan:
@@ -38,6 +41,11 @@ class Plan:
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order))
         return cls(order, inverse, sizes, expert_T, order, inverse)
+
+    def without_idle(self) -> Plan:
+        """The same plan, where experts without tokens are not called if one has them all: for generation."""
+        busy = [expert for expert, size in enumerate(self.sizes) if size]
+        return replace(self, alone=busy[0]) if len(busy) == 1 else self
 
     @property
     def num_tokens(self) -> int:

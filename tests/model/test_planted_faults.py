@@ -5,7 +5,6 @@ The checks are those that the tests of the same name run on the sound code.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,18 +117,12 @@ def padding_leaks_gradients(patch: Patch) -> None:
 
 def wqkv_read_as_blocks(patch: Patch) -> None:
     """All queries, then all keys, then all values: it loads without an error."""
-    sound = InternLM2.from_official
 
-    def blocks(self: InternLM2, state: dict[str, Tensor], prefix: str = "language_model.") -> dict[str, Tensor]:
-        ours = sound(self, state, prefix)
+    def blocks(self: InternLM2, wqkv: Tensor) -> tuple[Tensor, ...]:
         kv = self.kv_heads * self.head_dim
-        for name, tensor in state.items():
-            if match := re.fullmatch(r"language_model\.model\.layers\.(\d+)\.attention\.wqkv\.weight", name):
-                parts = tensor.split((self.hidden_size, kv, kv))
-                ours |= {f"layers.{match[1]}.{s}.text.weight": p for s, p in zip("qkv", parts, strict=True)}
-        return ours
+        return wqkv.split((self.num_heads * self.head_dim, kv, kv))
 
-    patch.setattr(InternLM2, "from_official", blocks)
+    patch.setattr(InternLM2, "split_wqkv", blocks)
 
 
 def one_token_means_text(patch: Patch) -> None:

@@ -26,8 +26,7 @@ from mmframe.generation import generate
 from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.objectives import NextToken
-from mmframe.weights import load_weights
-from tests.helpers import all_hidden, all_logits, loss_and_gradients
+from tests.helpers import all_hidden, all_logits, load_official, loss_and_gradients, official_links
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "reference"
 SLOT, IMAGE_START, IMAGE_END = 500, 498, 499
@@ -49,38 +48,11 @@ def official_state() -> dict[str, Tensor]:
 
 def tiny_mono(shuffle_version: str = "v2", **rope: Any) -> MultimodalLM:
     """The fixture's checkpoint in our model, every tensor of it, strictly."""
-    config = json.loads((FOLDER / "mono_v1" / "config.json").read_text())
-    llm, vision = config["llm_config"], config["vision_config"]
-    settings = dict(
-        rope_theta=llm["rope_theta"],
-        rope_scaling=llm["rope_scaling"]["type"],
-        rope_factor=llm["rope_scaling"]["factor"],
-        max_positions=llm["max_position_embeddings"],
-    )
-    backbone = InternLM2(
-        hidden_size=llm["hidden_size"],
-        num_layers=llm["num_hidden_layers"],
-        num_heads=llm["num_attention_heads"],
-        kv_heads=llm["num_key_value_heads"],
-        intermediate_size=llm["intermediate_size"],
-        vocab_size=llm["vocab_size"],
-        norm_eps=llm["rms_norm_eps"],
-        bias=llm["bias"],
-        **(settings | rope),
-    )
-    embedder = MonoPatchEmbedder(
-        hidden_size=llm["hidden_size"],
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        channels=vision["hidden_size"],
-        downsample=config["downsample_ratio"],
-        shuffle_version=shuffle_version,
-    )
+    config = json.loads((FOLDER / "mono_v1" / "config.json").read_text()) | {"ps_version": shuffle_version}
+    backbone = InternLM2(**(InternLM2.from_hf_config(config["llm_config"]) | rope))
+    embedder = MonoPatchEmbedder(**MonoPatchEmbedder.from_hf_config(config))
     net = MultimodalLM(backbone, embedder, ModalityRouter({"ffn": "all"}), expert_backend="torch")
-    state = official_state()
-    ours = {f"backbone.{name}": tensor for name, tensor in backbone.from_official(state).items()}
-    ours |= {f"patch_embedder.{name}": state[theirs] for name, theirs in embedder.official_names().items()}
-    assert load_weights(net, ours) == []
+    load_official(net, official_state())
     return net.eval()
 
 
@@ -189,15 +161,8 @@ def official_gradient(net: MultimodalLM, name: str) -> Tensor:
         parameter = net.get_parameter(ours)
         return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
-    backbone = net.backbone
-    assert isinstance(backbone, InternLM2)
-    embedder_names = {theirs: ours for ours, theirs in MonoPatchEmbedder.official_names().items()}
-    if name in embedder_names:
-        return gradient(f"patch_embedder.{embedder_names[name]}")
-    ours = list(backbone.from_official({name: official_state()[name]}))
-    if len(ours) == 1:
-        return gradient(f"backbone.{ours[0]}")
-    return backbone.to_wqkv(*(gradient(f"backbone.{part}") for part in ours))
+    link = next(link for link in official_links(net) if link.theirs == name)
+    return link.to_theirs(*map(gradient, link.ours))
 
 
 @pytest.mark.parametrize("case", ["gen_one_image", "gen_batch2_leftpad", "gen_text"])

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from components.backbones.decoder import FFN, RMSNorm
 from components.routers.modality import ModalityRouter, SharedRouter, parse_layers
-from mmframe.contracts import SITES
 from mmframe.errors import UserError
 from mmframe.experts import Experts, new_expert
 from mmframe.generation import generate
@@ -35,7 +34,7 @@ from tests.helpers import (
 
 SITE_SETS = {
     "none": {},
-    **{site: {site: "all"} for site in SITES},
+    **{site: {site: "all"} for site in ALL_SITES},
     "qkv_ffn": QKV_FFN,
     "norms": {"attn_norm": "all", "ffn_norm": "all"},
     "some_layers": {"ffn": "0-2/2", "q": "-1", "o": "1", "ffn_norm": "1-2"},
@@ -158,7 +157,7 @@ def test_copied_experts_leave_the_dense_model_as_it_was(sites: dict[str, str]) -
     assert (dense - routed).abs().max() <= 1e-6 * dense.abs().max()
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", ALL_SITES)
 def test_visual_experts_act_on_images_at_every_site(site: str) -> None:
     """The other side of the promises: a site that ignored its visual expert would pass them all."""
     dense, routed = tiny_net({}), tiny_net({site: "all"}, distinct=True)
