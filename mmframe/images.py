@@ -1,4 +1,4 @@
-"""Images to tiles: dynamic high resolution (grid, tiles, thumbnail), and tiles to normalised tensors.
+"""Pictures from files, images to tiles: dynamic high resolution (grid, tiles, thumbnail), tiles to tensors.
 
 A picture becomes a grid of square tiles whose shape is closest to the picture's own, plus one thumbnail of the whole
 picture as the last tile. The number of tiles follows from (width, height) alone, so prompts, packing and error
@@ -7,15 +7,115 @@ messages never need to decode a picture.
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from mmframe.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MAX_PIXELS = 89_478_485
+"""A picture with more is refused before it is decoded: a quarter of a gigabyte, Pillow's own limit for a warning."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what puts the picture upright."""
+
+
+def open_image(source: str | Path | BinaryIO | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads a picture as a person sees it, as RGB with 8 bits.
+
+    A camera's EXIF orientation is applied (the released Mono-InternVL leaves such pictures lying on their side). An
+    alpha channel is dropped as `to_rgb` does, not composited: that is what the released models saw in training. Of an
+    animation the first frame is read. Grey of more than 8 bits is scaled, see `to_rgb`.
+
+    Args:
+        source: path, open binary file, or the bytes of a file.
+        max_pixels: a picture with more pixels is refused by its header, before anything is decoded.
+
+    Raises:
+        UserError: missing, empty, truncated, corrupt, too large or no picture; one line that names the file.
+    """
+    with _header(source) as (image, name):
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UserError(
+                f"cannot read the picture {name}: {width} x {height} = {width * height:,} pixels, more than the limit "
+                f"of {max_pixels:,}; make the picture smaller"
+            )
+        turn = _TURNS.get(_orientation(image))
+        image.load()
+        rgb = to_rgb(image)
+        # transpose and copy give a picture that is free of the file it came from
+        return rgb.copy() if turn is None else rgb.transpose(turn)
+
+
+def image_size(source: str | Path | BinaryIO | bytes) -> tuple[int, int]:
+    """(width, height) in pixels that `open_image` would give, read from the header alone.
+
+    Raises:
+        UserError: missing, empty or no picture; one line that names the file.
+    """
+    with _header(source) as (image, _):
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+@contextmanager
+def _header(source: str | Path | BinaryIO | bytes) -> Iterator[tuple[Image.Image, str]]:
+    """A picture of which only the header is read, and its name; whatever goes wrong with it becomes a UserError."""
+    if isinstance(source, bytes):
+        name, file = f"of {len(source)} bytes", io.BytesIO(source)
+    else:
+        file = Path(source).expanduser() if isinstance(source, str) else source
+        name = str(file if isinstance(file, Path) else getattr(file, "name", "of an open file"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels says so, as an error
+            with Image.open(file) as image:
+                yield image, name
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read the picture {name}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"cannot read the picture {name}: it is a folder") from error
+    except UnidentifiedImageError as error:
+        empty = source == b"" or (isinstance(file, Path) and file.stat().st_size == 0)
+        reason = "the file is empty" if empty else "not a picture of a format that Pillow knows"
+        raise UserError(f"cannot read the picture {name}: {reason}") from error
+    except Exception as error:  # decoders raise nearly everything when a file is corrupt
+        raise UserError(f"cannot read the picture {name} ({error or type(error).__name__})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of a picture that is not decoded yet."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself, and its size is that of the turned picture
+    try:
+        # Not image.getexif(): for a PNG that decodes the whole picture in search of a chunk behind it.
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF block says nothing about the picture
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 @lru_cache(maxsize=64)
@@ -70,8 +170,25 @@ def count_tiles(width: int, height: int, tile: int, max_tiles: int, thumbnail: b
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB copy of a picture; an alpha channel is dropped, not composited (as the reference does)."""
+    """RGB version of a picture; an alpha channel is dropped, not composited (as the reference does).
+
+    Grey of more than 8 bits is scaled where Pillow would clip it: 16 bits to 8; integers of 32 bits and floats by the
+    smallest of 1 (floats alone), 255 and 65535 that holds them all, else by their largest value. Negative values, NaN
+    and infinity become black.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32), nan=0, posinf=0, neginf=0).clip(0)
+    largest = float(values.max(initial=0))
+    known = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    top = next((limit for limit in known if largest <= limit), largest)
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
 def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = True) -> Tensor:

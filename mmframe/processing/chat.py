@@ -5,7 +5,6 @@ they cannot differ.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from PIL import Image
 from torch import Tensor
@@ -15,7 +14,7 @@ from mmframe.batch import IGNORE, Sample
 from mmframe.contracts import Component, PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.processing.row import PLACEHOLDER, Row
-from mmframe.processing.templates import get_template
+from mmframe.processing.templates import TemplateName, get_template
 from mmframe.processing.tokenizer import Tokenizer
 from mmframe.registry import register
 
@@ -29,8 +28,8 @@ class ChatProcessor(Component):
 
     Args:
         tokenizer: Text to ids.
-        template: Words around the turns: internlm2-chat (Mono-InternVL), chatml (SmolLM2), plain (image, question,
-            line break, answer).
+        template: Words around the turns: internlm2-chat (Mono-InternVL), chatml, smollm2, llama3, plain (image,
+            question, line break, answer), or one of your own (register_template).
         mean: Per channel, pixels in 0..1; default ImageNet's.
         std: Per channel, pixels in 0..1; default ImageNet's.
         subtract_median: Take away each picture's own median colour before mean and std (flat backgrounds become 0).
@@ -43,7 +42,7 @@ class ChatProcessor(Component):
     def __init__(
         self,
         tokenizer: Tokenizer,
-        template: Literal["internlm2-chat", "chatml", "plain"] = "chatml",
+        template: TemplateName = "chatml",
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
         subtract_median: bool = False,
@@ -79,7 +78,7 @@ class ChatProcessor(Component):
         self,
         conversation: Sequence[Turn],
         images: Sequence[Image.Image | Tensor],
-        embedder: PatchEmbedder,
+        embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
     ) -> Sample:
@@ -89,7 +88,7 @@ class ChatProcessor(Component):
             conversation: turns; the k-th <image> in the user's turns is the k-th image. One image without any
                 <image> stands before the first question.
             images: pictures, or their uint8 tiles from `cut`.
-            embedder: says the tile size and how many slots a tile needs.
+            embedder: says the tile size and how many slots a tile needs; None for a model that reads text only.
             max_tiles: most tiles of the row's pictures, shared evenly among them; thumbnails not counted.
             key: name of the sample in error messages.
 
@@ -104,7 +103,7 @@ class ChatProcessor(Component):
         self,
         questions: Sequence[tuple[str, str]],
         images: Sequence[Image.Image | Tensor],
-        embedder: PatchEmbedder,
+        embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
     ) -> Sample:
@@ -133,7 +132,7 @@ class ChatProcessor(Component):
         self,
         questions: Sequence[str],
         images: Sequence[Image.Image | Tensor],
-        embedder: PatchEmbedder,
+        embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
     ) -> tuple[Sample, list[Sample]]:
@@ -155,7 +154,7 @@ class ChatProcessor(Component):
         self,
         conversation: str | Sequence[Turn],
         images: Sequence[Image.Image | Tensor],
-        embedder: PatchEmbedder,
+        embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
     ) -> Sample:
@@ -164,6 +163,9 @@ class ChatProcessor(Component):
         Args:
             conversation: a question, or turns that end with the user's; with several images and no <image> in a
                 question given as a string, all stand in front.
+
+        Raises:
+            UserError: as `encode`, or the user's last turn is empty.
         """
         if isinstance(conversation, str):
             count = 0 if PLACEHOLDER in conversation else len(images)
@@ -171,6 +173,8 @@ class ChatProcessor(Component):
         turns = _alternating(conversation, len(images), key)
         if turns[-1][0] != "human":
             raise UserError(f"sample {key!r}: a prompt must end with a turn of the user")
+        if not turns[-1][1]:
+            raise UserError(f"sample {key!r}: the prompt is empty; write a question or give an image")
         row = Row(self, images, embedder, max_tiles, key)
         self._write(row, turns)
         row.text(self.template.answer_start, special=True)
@@ -199,14 +203,15 @@ class ChatProcessor(Component):
             row.text(first, special=False)
             for part in others:
                 row.image(row.images_placed)
-                if part.startswith("\n"):  # on its own, as in encode_branches
-                    row.text(self._after_image, special=False)
-                    part = part[1:]
+                if part.startswith("\n"):  # in one piece with what follows: several line breaks can be one token
+                    part = self._after_image + part[1:]
                 row.text(part, special=False)
             row.text(self.template.user_end, special=True)
         row.check_all_placed()
 
-    def _trunk(self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder, max_tiles: int, key: str) -> Row:
+    def _trunk(
+        self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder | None, max_tiles: int, key: str
+    ) -> Row:
         """What questions about the same images share: everything before the question."""
         row = Row(self, images, embedder, max_tiles, key)
         self._open(row, self.system)

@@ -28,7 +28,7 @@ class Row:
 
     processor: ChatProcessor
     images: Sequence[Image.Image | Tensor]
-    embedder: PatchEmbedder
+    embedder: PatchEmbedder | None
     max_tiles: int
     key: str
     ids: list[int] = field(default_factory=list)
@@ -57,6 +57,8 @@ class Row:
         self.images_placed += 1
         if index >= len(self.images):
             return  # counted, and refused by check_all_placed with both numbers
+        if self.embedder is None:
+            raise UserError(f"sample {self.key!r}: an image was given, but the model has no patch embedder")
         side = self.embedder.image_size
         given = self.images[index]
         share = max(1, self.max_tiles // len(self.images))

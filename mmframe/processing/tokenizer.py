@@ -4,7 +4,9 @@ Markers such as <|im_end|> become one id only where `special=True`: templates sa
 nobody can end a turn by typing its marker.
 """
 
+import json
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,8 @@ import tokenizers as hf
 
 from mmframe.contracts import Component
 from mmframe.errors import UserError, suggest
+from mmframe.processing.gguf_tokenizer import tokenizer_json_from_gguf
+from mmframe.processing.named_tokens import SIDE_FILES, read_named_tokens
 from mmframe.registry import register
 
 
@@ -51,6 +55,15 @@ class Tokenizer(Component, ABC):
         if marker not in self.specials:
             raise UserError(f"{type(self).__name__} has no special token {marker!r}; {suggest(marker, self.specials)}")
         return self.specials[marker]
+
+    def files(self) -> list[Path]:
+        """The files that this tokenizer was read from; a copy of them in another folder makes it again."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """Writes into a folder what makes this tokenizer again, added markers included, in the official layout."""
+        for file in self.files():
+            shutil.copyfile(file, folder / file.name)
 
 
 @register("tokenizer")
@@ -120,27 +133,59 @@ class _FastTokenizer(Tokenizer):
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         return self._parsing.decode([int(i) for i in ids], skip_special_tokens=not special)
 
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        (folder / "tokenizer.json").write_text(self._parsing.to_str(), encoding="utf-8")  # markers may have come to it
+        config = folder / "tokenizer_config.json"
+        if not config.is_file():
+            texts = {i: marker for marker, i in self.specials.items()}
+            roles = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+            named = {role: texts[i] for role, i in roles.items() if i is not None}
+            text = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"} | named, indent=2)
+            config.write_text(text, encoding="utf-8")
+
 
 @register("tokenizer")
 class HFTokenizer(_FastTokenizer):
     """A local `tokenizer.json` of the `tokenizers` library (nothing is downloaded).
 
+    What is not given is taken from the tokenizer_config.json or special_tokens_map.json beside it.
+
     Args:
         path: The file, or a folder that holds it.
-        bos: Marker that opens a text, or null for none.
-        eos: Marker that ends an answer.
-        pad: Marker used as filler; null takes eos.
+        bos: Marker that opens a text; null takes that of the files, or none.
+        eos: Marker that ends an answer; null takes that of the files, or </s>.
+        pad: Marker used as filler; null takes that of the files, or eos.
+        add_markers: Special tokens to append after the vocabulary, in this order; those that it has keep their ids.
     """
 
-    def __init__(self, path: str, bos: str | None = None, eos: str = "</s>", pad: str | None = None) -> None:
-        file = Path(path).expanduser()
-        file = file / "tokenizer.json" if file.is_dir() else file
-        if not file.is_file():
-            raise UserError(f"HFTokenizer: {file} does not exist; path must be a tokenizer.json or the folder of one")
-        self._use(_read(file), _read(file))
+    toy_args = None  # it needs files
+
+    def __init__(
+        self,
+        path: str,
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        add_markers: Sequence[str] = (),
+    ) -> None:
+        self.file = vocabulary_file("HFTokenizer", path, "tokenizer.json")
+        named = read_named_tokens(self.file.parent)
+        self._use(*(_read(self.file, named.special, add_markers) for _ in range(2)))
+        said = named.roles
+        bos, eos, pad = bos or said.get("bos_token"), eos or said.get("eos_token"), pad or said.get("pad_token")
+        if eos is None and "</s>" not in self.specials:
+            some = ", ".join(list(self.specials)[:12]) or "none"
+            raise UserError(
+                f"HFTokenizer: nothing beside {self.file} says which token ends an answer; give eos (its special "
+                f"tokens: {some})"
+            )
+        self.eos_id = self.special_id(eos or "</s>")
         self.bos_id = None if bos is None else self.special_id(bos)
-        self.eos_id = self.special_id(eos)
         self.pad_id = self.eos_id if pad is None else self.special_id(pad)
+
+    def files(self) -> list[Path]:
+        return present(self.file)
 
 
 @register("tokenizer")
@@ -159,11 +204,37 @@ class SmolLM2Tokenizer(_FastTokenizer):
         self.pad_id = self.eos_id
 
 
-def _read(file: Path) -> hf.Tokenizer:
+def vocabulary_file(owner: str, path: str, name: str) -> Path:
+    """The file that `path` says, which is the file itself or a folder that holds `name`.
+
+    Raises:
+        UserError: it is not there; the message says what is.
+    """
+    given = Path(path).expanduser()
+    file = given / name if given.is_dir() else given
+    if not file.is_file():
+        others = [n for n in ("tokenizer.json", "tokenizer.model") if (file.parent / n).is_file()]
+        there = f"; the folder has {others[0]}, which another tokenizer reads" if others else ""
+        raise UserError(f"{owner}: {file} does not exist; path must be a {name} or the folder of one{there}")
+    return file
+
+
+def present(file: Path) -> list[Path]:
+    """A vocabulary and those of the side files that stand beside it."""
+    return [file, *(file.parent / name for name in SIDE_FILES if (file.parent / name).is_file())]
+
+
+def _read(file: Path, named: Sequence[str] = (), add_markers: Sequence[str] = ()) -> hf.Tokenizer:
+    """A tokenizer.json; words of its vocabulary that are `named` as special are so, `add_markers` are appended."""
     try:
-        return hf.Tokenizer.from_file(str(file))
+        made = hf.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception for every kind of bad file
         raise UserError(f"tokenizer {file}: not a tokenizer.json ({error})") from error
+    made.no_truncation()  # the file may say so, and nothing is cut silently here
+    made.no_padding()
+    markers = [*(marker for marker in named if made.token_to_id(marker) is not None), *add_markers]
+    made.add_special_tokens([hf.AddedToken(marker, special=True, normalized=False) for marker in markers])
+    return made
 
 
 def _smollm2_json() -> Path:
@@ -173,37 +244,11 @@ def _smollm2_json() -> Path:
     gguf_file = smollm2_gguf()
     cached = cache_dir() / "tokenizers" / f"{gguf_file.stem}-{gguf_file.stat().st_size}-v1.json"
     if not cached.is_file():
-        built = _from_gguf(gguf_file)
+        built = tokenizer_json_from_gguf(gguf_file)
         cached.parent.mkdir(parents=True, exist_ok=True)
         # Written beside its place and renamed: two processes may build it at once.
         handle, temporary = tempfile.mkstemp(dir=cached.parent, suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(built.to_str())
+            out.write(built)
         os.replace(temporary, cached)
     return cached
-
-
-def _from_gguf(file: Path) -> hf.Tokenizer:
-    """GPT-2 style byte-level BPE from a GGUF file's metadata.
-
-    llama.cpp's "smollm" rule splits digits before anything else; the vocabulary has no token of two digits, so
-    plain byte-level splitting gives the same ids but for a run of spaces before a digit. transformers does it this
-    way, and so do we.
-    """
-    from gguf import GGUFReader
-
-    fields = GGUFReader(file).fields
-
-    def content(name: str) -> list:
-        return fields[f"tokenizer.ggml.{name}"].contents()  # type: ignore[return-value]
-
-    control = 3  # GGUF token type of markers
-    tokens, kinds = content("tokens"), content("token_type")
-    merges = [tuple(pair.split(" ")) for pair in content("merges")]
-    made = hf.Tokenizer(hf.models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    made.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = hf.decoders.ByteLevel()
-    made.add_special_tokens(
-        [hf.AddedToken(t, special=True, normalized=False) for t, k in zip(tokens, kinds, strict=True) if k == control]
-    )
-    return made

@@ -1,4 +1,4 @@
-"""ChatProcessor: the reference's templates and label masking, slots, boundaries, branches, prompts."""
+"""ChatProcessor: the reference's prompts and label masking, slots, boundaries, branches."""
 
 import random
 
@@ -15,7 +15,7 @@ from tests.data.support import FixtureTokenizer, embedder, fixture_text, picture
 from tests.helpers import tiny_embedder
 
 CASES = fixture_text("conversation.json")
-TEMPLATES = ("plain", "chatml", "internlm2-chat")
+TEMPLATES = ("plain", "chatml", "smollm2", "internlm2-chat")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,10 @@ def unshifted(sample: Sample) -> list[int]:
     return [IGNORE, *sample.labels.tolist()[:-1]]
 
 
-@pytest.mark.parametrize("name", ["single", "multi", "image", "multi_image", "first_not_human", "empty_answer"])
+AS_THEY_STAND = ("single", "multi", "image", "multi_image", "first_not_human", "empty_answer")
+
+
+@pytest.mark.parametrize("name", AS_THEY_STAND)
 def test_ids_and_labels_are_the_reference_s(name: str, reference: ChatProcessor) -> None:
     case = CASES["masking"][name]
     slots = [] if case["text_only"] else case["num_image_token_list"]
@@ -54,6 +57,30 @@ def test_padding_of_the_reference_aside(reference: ChatProcessor) -> None:
     assert unshifted(sample) == case["labels"][: len(sample)]
 
 
+def test_the_masking_cases_are_all_here() -> None:
+    """Six as they stand, and four below where we pad nothing, truncate nothing, or do what a user expects."""
+    below = {"pad_max_length", "open_user_end", "truncated", "truncated_text_only_image"}
+    assert set(CASES["masking"]) == below | set(AS_THEY_STAND)
+
+
+def test_nothing_is_truncated(reference: ChatProcessor) -> None:
+    case = CASES["masking"]["truncated"]  # the reference cuts the row, and with it the answer's end
+    sample = reference.encode(case["conversations"], [], embedder())
+    cut = case["model_max_length"]
+    assert reference_ids(sample)[:cut] == case["input_ids"] and unshifted(sample)[:cut] == case["labels"]
+    targets = [i for i in unshifted(sample) if i != IGNORE]
+    assert reference.tokenizer.decode(targets, special=True) == case["conversations"][1]["value"] + "<|im_end|>"
+
+
+def test_a_placeholder_without_a_picture_is_an_error(reference: ChatProcessor) -> None:
+    case = CASES["masking"]["truncated_text_only_image"]  # the reference leaves the word <image> in the text
+    with pytest.raises(UserError, match="1 <image> placeholders but 0 images"):
+        reference.encode(case["conversations"], [], embedder())
+    sample = reference.encode(case["conversations"], [tiles(1)], embedder(56, 16))
+    targets = [i for i in unshifted(sample) if i != IGNORE]
+    assert [reference.tokenizer.decode(targets, special=True)] == case["target_texts"]
+
+
 def test_a_question_without_answer_is_no_target(reference: ChatProcessor) -> None:
     case = CASES["masking"]["open_user_end"]  # the reference supervises the last question: a bug
     sample = reference.encode(case["conversations"], [], embedder())
@@ -62,48 +89,79 @@ def test_a_question_without_answer_is_no_target(reference: ChatProcessor) -> Non
     assert reference.tokenizer.decode(targets, special=True) == "A1<|im_end|>"
 
 
-@pytest.mark.parametrize("name", ["single_turn", "multi_turn"])
-def test_prompts_are_the_reference_s(name: str, reference: ChatProcessor) -> None:
-    case = CASES["dialogues"][name]
+def turns_of(case: dict) -> list[dict[str, str]]:
+    """The fixture's (question, answer or None) pairs; an empty answer is a turn that says nothing."""
     talk = []
     for question, answer in case["turns"]:
         talk.append({"from": "human", "value": question})
-        talk += [{"from": "gpt", "value": answer}] if answer else []
-    sample = reference.encode_prompt(talk, [], embedder())
-    assert sample.ids.tolist() == [1, *reference.tokenizer.encode(case["prompt"], special=True)]
-    assert (sample.labels == IGNORE).all()
+        talk += [] if answer is None else [{"from": "gpt", "value": answer}]
+    return talk
+
+
+def prompt_ids(made: ChatProcessor, prompt: str, tiles_of_images: list[int]) -> list[int]:
+    """What the reference gives the model for a prompt: <image> is <img>, 16 slots a tile, </img>."""
+    for count in tiles_of_images:
+        prompt = prompt.replace("<image>", "<img>" + "<IMG_CONTEXT>" * (16 * count) + "</img>", 1)
+    return [1, *made.tokenizer.encode(prompt, special=True)]
 
 
 @pytest.mark.parametrize(
-    ("name", "question", "count"), [("chat_single_image", "Hi there", 1), ("chat_two_tiles", "Hi", 2)]
+    ("name", "counts"),
+    [("single_turn", []), ("multi_turn", []), ("image_placeholder", [1]), ("image_placeholder", [7])],
 )
-def test_prompts_with_an_image_are_the_reference_s(
-    name: str, question: str, count: int, reference: ChatProcessor
-) -> None:
-    sample = reference.encode_prompt(question, [tiles(count)], embedder(56, 16))
-    assert reference_ids(sample) == CASES["chat"][name]["input_ids"][0]
+def test_prompts_are_the_reference_s(name: str, counts: list[int], reference: ChatProcessor) -> None:
+    case = CASES["dialogues"][name]
+    sample = reference.encode_prompt(turns_of(case), [tiles(n) for n in counts], embedder(56, 16))
+    assert reference_ids(sample) == prompt_ids(reference, case["prompt"], counts)
+    assert (sample.labels == IGNORE).all()
+
+
+@pytest.mark.parametrize(("name", "counts"), [("multi_image_closed", [2, 1]), ("empty_answer_quirk", [])])
+def test_closed_dialogues_are_the_reference_s(name: str, counts: list[int], reference: ChatProcessor) -> None:
+    case = CASES["dialogues"][name]
+    sample = reference.encode(turns_of(case), [tiles(n) for n in counts], embedder(56, 16))
+    assert reference_ids(sample) == prompt_ids(reference, case["prompt"], counts)
+    said = [answer + "<|im_end|>" for _, answer in case["turns"] if answer]
+    targets = [i for i in unshifted(sample) if i != IGNORE]
+    assert reference.tokenizer.decode(targets, special=True) == "".join(said)
+
+
+CHATS: dict[str, list[tuple[object, list[int]]]] = {
+    "chat_single_image": [("Hi there", [1])],
+    "chat_two_tiles": [("Hi", [2])],
+    "chat_history": [
+        (
+            [
+                {"from": "human", "value": "<image>\nHi"},
+                {"from": "gpt", "value": "Yes"},
+                {"from": "human", "value": "And now?"},
+            ],
+            [1],
+        )
+    ],
+    "multi_image_chat": [("<image 1> (\u56fe1):<image><image 2> (\u56fe2):<image>\nCompare", [1, 2])],
+    "batch_chat": [("Hi", [1]), ("What is this?", [2])],
+}
+"""What to ask for each chat run of the reference: the conversation and the tiles of its images."""
+
+
+@pytest.mark.parametrize("name", sorted(CASES["chat"]))
+def test_chats_of_the_reference(name: str, reference: ChatProcessor) -> None:
+    run = CASES["chat"][name]
+    for (talk, counts), ids, mask in zip(CHATS[name], run["input_ids"], run["attention_mask"], strict=True):
+        sample = reference.encode_prompt(talk, [tiles(n) for n in counts], embedder(56, 16))  # type: ignore[arg-type]
+        assert reference_ids(sample) == [i for i, real in zip(ids, mask, strict=True) if real]
+        assert (sample.kinds == TokenKind.IMAGE).sum() == 16 * sum(counts)
+
+
+def test_a_chat_without_pictures_needs_none(reference: ChatProcessor) -> None:
+    """The reference crashes on text alone (see chat_crashes in the fixture)."""
+    sample = reference.encode_prompt("Hello, who are you?", [], embedder())
+    assert reference_ids(sample) == prompt_ids(reference, CASES["dialogues"]["single_turn"]["prompt"], [])
 
 
 def test_stop_ids(reference: ChatProcessor) -> None:
     assert reference.stop_ids == (2, 497)
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("plain", "Q\nA</s>R"),
-        (
-            "chatml",
-            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-            "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nR<|im_end|>\n",
-        ),
-    ],
-)
-def test_templates_as_written(template: str, expected: str) -> None:
-    talk = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}, {"from": "human", "value": "R"}]
-    made = processor(template)
-    text = made.tokenizer.decode(made.encode(talk, [], embedder()).ids.tolist(), special=True)
-    assert text == expected
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -198,7 +256,7 @@ def test_one_question_is_no_branch() -> None:
 
 
 def test_words_of_a_user_are_never_markers() -> None:
-    made = processor("chatml")
+    made = processor("smollm2")
     talk = [{"from": "human", "value": "<|im_end|><img>"}, {"from": "gpt", "value": "<|im_start|>"}]
     sample = made.encode(talk, [], embedder())
     assert sample.ids.tolist().count(made.tokenizer.special_id("<|im_end|>")) == 3  # system, user, assistant
@@ -233,8 +291,6 @@ def test_bad_turns_are_errors(talk: list, message: str) -> None:
 
 
 def test_bad_arguments_are_errors() -> None:
-    with pytest.raises(UserError, match="template 'chatlm' does not exist; did you mean 'chatml'"):
-        processor("chatlm")
     with pytest.raises(UserError, match="std"):
         processor(std=(1, 1, 0))
     with pytest.raises(UserError, match="no special token '<image>'"):
