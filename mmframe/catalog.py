@@ -19,6 +19,7 @@ from mmframe.errors import UserError, suggest
 from mmframe.registry import KINDS, PLUGIN_GROUP
 
 _DECORATOR = re.compile(r"^\s*@(?:\w+\.)*register\(", re.MULTILINE)
+_TEMPLATE = re.compile(r"""^\s*(?:\w+\.)*register_template\(\s*["']([^"']+)["']""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,13 @@ def lookup(name: str) -> Entry:
     if name not in catalog():
         raise UserError(f"no component is called {name!r}; {suggest(name, catalog())}")
     return catalog()[name]
+
+
+@functools.cache
+def template_names() -> list[str]:
+    """Names of the chat templates that mmframe and its plug-ins register."""
+    found = sources()
+    return sorted({name for file in found.files for name in _TEMPLATE.findall(found.text(file))})
 
 
 def own_modules() -> list[str]:

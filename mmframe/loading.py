@@ -1,27 +1,71 @@
-"""A finished stage -> a model ready to use, from weights.safetensors alone."""
+"""A model ready to use: from a finished stage, an import, an official folder, a GGUF file or the hub."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from mmframe import registry
 from mmframe.errors import UserError
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
-from mmframe.weights import read_weights
+from mmframe.safetensors_file import Entry
+from mmframe.weights import check_fit, open_weights, read_weights
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, the processor it was trained with, and what the file says of both and of what trained last."""
+    """A model, the processor it was trained with, and what the file says of both and of what trained last.
+
+    Attributes:
+        maybe_processor: None where the checkpoint came without a tokenizer.
+    """
 
     net: MultimodalLM
-    processor: ChatProcessor
+    maybe_processor: ChatProcessor | None
     metadata: dict[str, Any]
+
+    @property
+    def processor(self) -> ChatProcessor:
+        """The processor.
+
+        Raises:
+            UserError: the checkpoint came without a tokenizer.
+        """
+        if self.maybe_processor is None:
+            raise UserError(
+                "model: the checkpoint came without a tokenizer, so it cannot read text; put its tokenizer.model or "
+                "tokenizer.json into the official folder and import it again"
+            )
+        return self.maybe_processor
+
+    @property
+    def max_tiles(self) -> int | None:
+        """Image budget that an official config gives; None where there is none."""
+        config = (self.metadata.get("source") or {}).get("config", {})
+        return config.get("max_dynamic_patch") if config.get("dynamic_image_size", True) else 1
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A weights file of ours, understood but not read: the net is on the meta device.
+
+    Attributes:
+        read: name -> one tensor of the file.
+        entries: name -> dtype and shape.
+    """
+
+    net: MultimodalLM
+    processor: ChatProcessor | None
+    metadata: dict[str, Any]
+    entries: dict[str, Entry]
+    read: Callable[[str], Tensor]
 
 
 def build(spec: Any) -> Any:
@@ -46,25 +90,104 @@ def build(spec: Any) -> Any:
     return cls(**{key: build(value) for key, value in spec.get("init_args", {}).items()})
 
 
+def empty_model(parts: dict[str, Any]) -> MultimodalLM:
+    """The model of component specs on the meta device: nothing is initialised only to be overwritten."""
+    with torch.device("meta"):
+        router = parts.get("router") or {"class_path": registry.place(registry.get("router", "SharedRouter"))}
+        embedder = parts.get("patch_embedder")
+        return MultimodalLM(build(parts["backbone"]), None if embedder is None else build(embedder), build(router))
+
+
+def resolve_paths(spec: Any, folder: Path) -> Any:
+    """A spec where relative `path` arguments that lie in `folder` are absolute (a tokenizer beside its weights)."""
+    if isinstance(spec, list):
+        return [resolve_paths(item, folder) for item in spec]
+    if not isinstance(spec, dict):
+        return spec
+    resolved = {key: resolve_paths(value, folder) for key, value in spec.items()}
+    path = resolved.get("path")
+    if isinstance(path, str) and not Path(path).is_absolute() and (folder / path).exists():
+        resolved["path"] = str((folder / path).resolve())
+    return resolved
+
+
+def weights_file(path: str | Path) -> Path:
+    """weights.safetensors of a run directory or an import, or the file itself."""
+    path = Path(path).expanduser()
+    return path / "weights.safetensors" if path.is_dir() else path
+
+
+def open_model(path: str | Path) -> StoredModel:
+    """Opens a weights file of ours without reading its tensors.
+
+    Raises:
+        UserError: no such file, a damaged one, one without a description of its model, or one that does not fit it.
+    """
+    path = weights_file(path)
+    file, metadata = open_weights(path)
+    net = empty_model(_parts(path, metadata))
+    check_fit(net.state_dict(), file.entries, set(), f"{path}: weights do not fit the model they describe")
+    return StoredModel(net, _processor(path, metadata), metadata, file.entries, file.read)
+
+
 def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
-    """Loads the weights.safetensors of a stage, or the folder of the stage.
+    """Loads the weights.safetensors of a stage or an import, or the folder of either.
 
     Args:
-        path: File or run directory of a stage.
+        path: File, run directory of a stage, or folder of an import.
         device: Where to.
         dtype: Of the parameters; None keeps the stored one.
 
     Raises:
         UserError: no such file, a damaged one, or one without a description of its model.
     """
-    path = Path(path)
-    file = path / "weights.safetensors" if path.is_dir() else path
-    state, metadata = read_weights(file)
+    file = weights_file(path)
+    state, metadata = read_weights(file, dtype, what="model")
+    net = empty_model(_parts(file, metadata))
+    return LoadedModel(_filled(net, state, device, str(file)), _processor(file, metadata), metadata)
+
+
+def from_pretrained(
+    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """Loads a model from wherever it is; the host holds it once.
+
+    Args:
+        source: Run directory, weights file, folder of an import; official folder (config.json and safetensors), .gguf
+            file of a Llama, or hub id ORG/NAME[@REVISION].
+        device: Where to.
+        dtype: Of the parameters; None keeps the stored one.
+
+    Raises:
+        UserError: nothing of these, or a checkpoint that is damaged or cannot be honoured.
+    """
+    path = Path(source).expanduser()
+    if weights_file(path).is_file() and path.suffix != ".gguf":
+        return load(path, device, dtype)
+    from mmframe.convert import Import  # here: convert imports this module
+    from mmframe.official import open_official
+
+    made = Import(open_official(source), dtype)
+    net = _filled(empty_model(made.parts), dict(made.tensors()), device, str(source))
+    processor = None if made.parts["processor"] is None else build(made.parts["processor"])
+    return LoadedModel(net, processor, made.metadata)
+
+
+def _filled(net: MultimodalLM, state: dict[str, Tensor], device: torch.device | str, what: str) -> MultimodalLM:
+    check_fit(net.state_dict(), state, set(), f"{what}: weights do not fit the model they describe")
+    types = sorted({str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()})
+    if len(types) > 1:
+        raise UserError(f"{what}: is stored in {' and '.join(types)}; say which to compute in: dtype, or --dtype bf16")
+    net.load_state_dict(state, assign=True)
+    return net.requires_grad_(False).to(device=device).eval()
+
+
+def _parts(file: Path, metadata: dict[str, Any]) -> dict[str, Any]:
     if "model" not in metadata:
         raise UserError(f"{file}: no description of the model in the file; it was not written by a stage of mmframe")
-    parts = metadata["model"]
-    with torch.device("meta"):  # nothing is initialised only to be overwritten
-        net = MultimodalLM(build(parts["backbone"]), build(parts["patch_embedder"]), build(parts["router"]))
-    net.load_state_dict(state, assign=True)
-    net.requires_grad_(False)
-    return LoadedModel(net.to(device=device, dtype=dtype).eval(), build(parts["processor"]), metadata)
+    return metadata["model"]
+
+
+def _processor(file: Path, metadata: dict[str, Any]) -> ChatProcessor | None:
+    spec = metadata["model"].get("processor")
+    return None if spec is None else build(resolve_paths(spec, file.absolute().parent))

@@ -1,5 +1,8 @@
 """The LightningModule: holds the model, the optimisation and the hooks; nothing else."""
 
+import copy
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -11,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from mmframe.batch import Batch
 from mmframe.contracts import (
+    Adapter,
     Backbone,
     ExpertRouter,
     FreezingPolicy,
@@ -19,6 +23,9 @@ from mmframe.contracts import (
     as_plain,
     check_fp16,
 )
+from mmframe.data.base import MultimodalData
+from mmframe.data.prompts import Prompt
+from mmframe.errors import UserError
 from mmframe.freezing import freeze
 from mmframe.model import MultimodalLM
 from mmframe.objectives import NextToken
@@ -38,8 +45,9 @@ class MultimodalModule(pl.LightningModule):
         processor: Text and pictures -> tokens.
         optim: Optimiser and schedule.
         objective: What is minimised; default: cross entropy of the next token.
-        init_from: weights.safetensors of the stage before. Weights only; new experts that it lacks start from
-            their text expert as the router says.
+        init_from: weights.safetensors of the stage before, or of an import. Weights only; new experts that it lacks
+            start from their text expert as the router says, and beside a text LLM the patch embedder is new.
+        adapter: Trainable additions beside the loaded weights (LoRA); merged into the weights that are handed on.
         expert_backend: ``torch``, ``cupy``, or ``auto``: cupy where it can run.
     """
 
@@ -53,6 +61,7 @@ class MultimodalModule(pl.LightningModule):
         optim: Optional[AdamWSchedule] = None,
         objective: Optional[Objective] = None,
         init_from: Optional[str] = None,
+        adapter: Optional[Adapter] = None,
         expert_backend: Literal["auto", "torch", "cupy"] = "auto",
     ) -> None:
         super().__init__()
@@ -62,7 +71,7 @@ class MultimodalModule(pl.LightningModule):
         self.save_hyperparameters({name: as_plain(part) for name, part in parts.items()}, logger=False)
         if init_from:
             # before the router copies text experts: a dense checkpoint is then the text path of all experts
-            state, _ = read_weights(init_from)
+            state, metadata = read_weights(init_from)
             text = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
             own = dict(backbone.named_parameters())
             with torch.no_grad():
@@ -70,21 +79,45 @@ class MultimodalModule(pl.LightningModule):
                     if name in own and own[name].shape == tensor.shape:
                         own[name].copy_(tensor)
         self.net = MultimodalLM(backbone, patch_embedder, router, expert_backend)
+        self.source: Any = None  # of an import: its official config, which goes on with the weights
         if init_from:
-            new_experts = {name for name in self.net.state_dict() if ".visual." in name}
-            fresh = load_weights(self.net, state, allow_missing=new_experts)
-            if fresh:
-                self.print_once(
-                    f"init_from {init_from}: {len(fresh)} expert tensors are new, made from the text experts"
-                )
+            self._load(state, metadata, init_from)
+        self.adapter = adapter
+        added = self._install(adapter) if adapter else set()
         self.objective = objective or NextToken()
         self.processor = processor
         self.optim = optim or AdamWSchedule()
         self.groups = freezing.groups(router.experts)
         self.freezing_report = freeze(self.net, self.groups)
+        if added and added.isdisjoint(self.freezing_report.group_of):
+            raise UserError(
+                f"model: {type(freezing).__name__} trains none of the {len(added)} tensors that "
+                f"{type(adapter).__name__} adds; take a freezing policy that does: `mmframe components ls freezing`"
+            )
         self.val_loss = MeanMetric()
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
+
+    def _load(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str) -> None:
+        """Copies a checkpoint into the model, and says what of the model is not in it."""
+        self.source = metadata.get("source")
+        names = self.net.state_dict()
+        may_lack = {name for name in names if ".visual." in name}
+        if "model" in metadata and metadata["model"].get("patch_embedder") is None:  # a text LLM
+            may_lack |= {name for name in names if name.startswith("patch_embedder.")}
+        fresh = load_weights(self.net, state, allow_missing=may_lack)
+        experts = sum(".visual." in name for name in fresh)
+        said = [f"{experts} expert tensors are new, made from the text experts"] if experts else []
+        if len(fresh) > experts:
+            said.append(f"a text LLM, so the {len(fresh) - experts} tensors of the patch embedder are new")
+        if said:
+            self.print_once(f"init_from {path}: {'; '.join(said)}")
+
+    def _install(self, adapter: Adapter) -> set[str]:
+        """Names of the parameters that the adapter adds."""
+        before = {name for name, _ in self.net.named_parameters()}
+        adapter.install(self.net)
+        return {name for name, _ in self.net.named_parameters()} - before
 
     def print_once(self, line: str) -> None:
         if self._trainer is None or self.trainer.is_global_zero:
@@ -135,11 +168,70 @@ class MultimodalModule(pl.LightningModule):
         self.val_loss.update(total / weight.clamp(min=1e-8), weight)  # exact over batches and ranks: weighted by tokens
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=1)
 
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
+        """Greedy answers, one for each prompt; mmframe.callbacks.predictions writes them."""
+        from mmframe.engine import Engine  # not needed to train
+        from mmframe.sampling import SamplingParams
+
+        if not batch:  # rows without an answer to ask for
+            return []
+        made = Engine(self.net, self.processor).generate([prompt.sample for prompt in batch], SamplingParams())
+        return [
+            {
+                "id": prompt.sample.key,
+                "prompt": prompt.text,
+                "answer": completion.text,
+                "reference": prompt.reference,
+                "finish_reason": completion.finish_reason,
+                "tokens": len(completion.ids),
+            }
+            for prompt, completion in zip(batch, made, strict=True)
+        ]
+
     def configure_optimizers(self) -> Any:
         named = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        return self.optim.configure(named, self.freezing_report.group_of, self.groups, self.trainer.max_steps)
+        return self.optim.configure(named, self.freezing_report.group_of, self.groups, self._max_steps())
+
+    def _max_steps(self) -> int:
+        """Optimiser steps of the run: trainer.max_steps, or max_epochs over the rows of our data; -1: not known.
+
+        Not trainer.estimated_stepping_batches: it makes the loaders early and so drops their saved state on resume.
+        """
+        trainer = self.trainer
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, MultimodalData) or trainer.max_epochs in (None, -1):
+            return trainer.max_steps
+        batches, limit = data.train_batches(), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+        return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["source"] = self.source
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.source = checkpoint.get("source")
 
     def save_weights(self, path: str | Path, run: Optional[dict[str, Any]] = None) -> None:
-        """Writes the hand-over of the stage: the model's weights, what it is made of, and of which run it comes."""
+        """Writes the hand-over of the stage: the model's weights, what it is made of, and of which run it comes.
+
+        A tokenizer that was read from files is written beside it, so that the folder can be moved.
+        """
         trained = [asdict(row) for row in self.freezing_report.rows]
-        save_weights(self.net, path, metadata={"model": dict(self.hparams), "freezing": trained, "run": run or {}})
+        model = copy.deepcopy(dict(self.hparams))
+        tokenizer = model["processor"]["init_args"]["tokenizer"]["init_args"]
+        if "path" in tokenizer:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.processor.tokenizer.save(Path(path).parent)
+            tokenizer["path"] = "."
+        metadata = {"model": model, "freezing": trained, "run": run or {}}
+        net = self.net
+        if self.adapter is not None:
+            # a copy of the modules alone: it shares every tensor that merging does not replace, and training may go on
+            tensors = [*net.parameters(), *net.buffers()]
+            net = copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+            self.adapter.merge(net)
+            metadata["adapter"] = self.adapter.spec
+        if self.source is not None:
+            metadata["source"] = self.source
+        save_weights(net, path, metadata=metadata)

@@ -87,6 +87,7 @@ class AdamWSchedule(Component):
 
     Args:
         warmup_steps: Steps of linear warm-up.
+        warmup_ratio: Warm-up as a share of all steps, rounded up, in place of warmup_steps; null for those.
         schedule: ``cosine`` down to min_lr_ratio at the last step, or ``constant``.
         min_lr_ratio: Final rate over peak rate.
         weight_decay: For matrices; vectors (norms, biases) get none.
@@ -102,19 +103,24 @@ class AdamWSchedule(Component):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        warmup_ratio: float | None = None,
     ) -> None:
         if schedule not in ("cosine", "constant"):
             raise UserError(f"optim: schedule={schedule!r} is not known; use cosine or constant")
+        if warmup_ratio is not None and not 0 <= warmup_ratio < 1:
+            raise UserError(f"optim: warmup_ratio={warmup_ratio} must be a share of all steps, from 0 to below 1")
+        self.warmup_ratio = warmup_ratio
         self.warmup_steps, self.schedule, self.min_lr_ratio = warmup_steps, schedule, min_lr_ratio
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
 
     def scale(self, step: int, max_steps: int) -> float:
         """Rate over peak rate at an optimiser step, counted from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        warmup = self.warmup_steps if self.warmup_ratio is None else math.ceil(self.warmup_ratio * max_steps)
+        if step < warmup:
+            return (step + 1) / warmup
         if self.schedule == "constant":
             return 1.0
-        done = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        done = (step - warmup) / max(1, max_steps - warmup)
         return self.min_lr_ratio + (1 - self.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def configure(
@@ -134,10 +140,12 @@ class AdamWSchedule(Component):
                 dataloaders early and so drops their saved state on resume.)
 
         Raises:
-            UserError: cosine without a known number of steps.
+            UserError: cosine or a warm-up ratio without a known number of steps.
         """
-        if max_steps <= 0 and self.schedule == "cosine":
-            raise UserError("optim: schedule cosine needs trainer.max_steps; set it, or use schedule constant")
+        if max_steps <= 0 and (self.schedule == "cosine" or self.warmup_ratio is not None):
+            cosine = self.schedule == "cosine"
+            what, instead = ("schedule cosine", "schedule constant") if cosine else ("warmup_ratio", "warmup_steps")
+            raise UserError(f"optim: {what} needs trainer.max_steps or max_epochs; set it, or use {instead}")
         param_groups: dict[str, dict[str, Any]] = {}
         for name, parameter in named.items():
             if name not in group_of:

@@ -3,52 +3,67 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmframe.errors import UserError, nearest
 from mmframe.freezing import component_of
+from mmframe.safetensors_file import SafetensorsFile, write_safetensors
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes all parameters to `path`: to a temporary name first, synced, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    info = {"format": "pt"} | {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    save_file(tensors, str(temporary), metadata=info)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    state = model.state_dict()
+    entries = {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
+    info = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    write_safetensors(path, entries, state.items(), info)
 
 
-def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file written by save_weights.
+def open_weights(path: str | Path, what: str = "model") -> tuple[SafetensorsFile, dict[str, Any]]:
+    """A file written by save_weights, with its metadata; nothing of its tensors is read.
+
+    Args:
+        path: The file.
+        what: Asked for it; opens the messages.
 
     Raises:
-        UserError: no such file, or no safetensors file.
+        UserError: no such file, or no safetensors file of ours.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"init_from: {path} does not exist; give the weights.safetensors of a finished stage")
+        raise UserError(f"{what}: {path} does not exist; give the weights.safetensors of a finished stage")
+    file = SafetensorsFile(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "format"}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"init_from: {path} is no safetensors file of mmframe: {error}") from error
-    except Exception as error:  # safetensors raises its own type
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"init_from: {path} is damaged or no safetensors file: {error}") from error
+        return file, {key: json.loads(value) for key, value in file.metadata.items() if key != "format"}
+    except ValueError as error:
+        raise UserError(f"{what}: {path} is no safetensors file of mmframe: {error}") from error
+
+
+def read_weights(
+    path: str | Path, dtype: torch.dtype | None = None, what: str = "init_from"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file written by save_weights.
+
+    Args:
+        path: The file.
+        dtype: Of floating-point tensors; None keeps the stored one.
+        what: Asked for it; opens the messages.
+
+    Raises:
+        UserError: no such file, or no safetensors file of ours.
+    """
+    file, metadata = open_weights(path, what)
+    return {name: in_dtype(file.read(name), dtype) for name in file.entries}, metadata
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Floating-point tensors in `dtype`, where one is given; others as they are."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], allow_missing: set[str] | None = None) -> list[str]:
@@ -66,14 +81,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], allow_missing: s
         UserError: missing, unexpected or mis-shaped names, listed by component with the nearest name.
     """
     own = model.state_dict()
-    allowed = allow_missing or set()
-    missing = sorted(set(own) - set(state) - allowed)
-    unexpected = sorted(set(state) - set(own))
-    misshaped = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if missing or unexpected or misshaped:
-        raise UserError(
-            "weights do not fit the model: " + "; ".join(_problems(own, state, missing, unexpected, misshaped))
-        )
+    check_fit(own, state, allow_missing or set(), "weights do not fit the model")
     with torch.no_grad():
         for name, tensor in own.items():
             if name in state:
@@ -81,18 +89,44 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], allow_missing: s
     return sorted(set(own) - set(state))
 
 
+def check_fit(
+    own: Mapping[str, Any],
+    state: Mapping[str, Any],
+    allow_missing: set[str],
+    what: str,
+    component: Callable[[str], str] = component_of,
+) -> None:
+    """Compares names and shapes, before anything is read or changed.
+
+    Args:
+        own: Name -> what is expected, with a `shape`.
+        state: Name -> what is there, with a `shape`.
+        allow_missing: Names that may be missing.
+        what: Opens the message.
+        component: Name -> the part it belongs to.
+
+    Raises:
+        UserError: missing, unexpected or mis-shaped names, listed by component with the nearest name.
+    """
+    missing = sorted(set(own) - set(state) - allow_missing)
+    unexpected = sorted(set(state) - set(own))
+    misshaped = [name for name in own if name in state and tuple(own[name].shape) != tuple(state[name].shape)]
+    problems = _problems(own, state, missing, unexpected, misshaped, component)
+    if problems:
+        raise UserError(f"{what}: " + "; ".join(problems))
+
+
 def _problems(
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
+    own: Mapping[str, Any],
+    state: Mapping[str, Any],
     missing: list[str],
     unexpected: list[str],
     misshaped: list[str],
+    component: Callable[[str], str],
 ) -> list[str]:
     def by_component(names: list[str]) -> str:
-        counts: dict[str, int] = {}
-        for name in names:
-            counts[component_of(name)] = counts.get(component_of(name), 0) + 1
-        return ", ".join(f"{count} of {component}" for component, count in counts.items())
+        counts = Counter(component(name) for name in names)
+        return ", ".join(f"{count} of {part}" for part, count in counts.items())
 
     problems = []
     if missing:

@@ -1,0 +1,1 @@
+"""Official checkpoint formats: how their config and tensors become ours, and back."""
