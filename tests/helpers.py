@@ -16,15 +16,17 @@ from components.freezing.delta_tuning import VisualParameters
 from components.patch_embedders.mono import MonoPatchEmbedder
 from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe.batch import IGNORE, Batch, Sample
+from mmframe.checkpoints import TensorLink
 from mmframe.contracts import SITES, Backbone, ExpertRouter, FreezingPolicy, Objective
 from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.module import MultimodalModule
 from mmframe.optim import AdamWSchedule
 from mmframe.processing import ByteTokenizer, ChatProcessor
+from mmframe.weights import load_weights
 
 HIDDEN, VOCAB, IMAGE_SIZE, TOKENS_PER_TILE = 32, 64, 8, 4
-ALL_SITES: dict[str, str] = dict.fromkeys(SITES, "all")
+ALL_SITES: dict[str, str] = {site: "all" for site in SITES if site not in ("q_norm", "k_norm")}
 QKV_FFN: dict[str, str] = dict.fromkeys(("q", "k", "v", "ffn"), "all")
 """Sites of Mono-InternVL-1.5."""
 
@@ -243,3 +245,17 @@ def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[
 
 def shares(names: Iterable[str], part: str) -> set[str]:
     return {name for name in names if part in name}
+
+
+def official_links(net: MultimodalLM, prefix: str = "language_model.") -> list[TensorLink]:
+    """Official tensors of an InternVL-like checkpoint <-> parameters of the whole model."""
+    links = [link.within(prefix, "backbone.") for link in net.backbone.tensor_map()]  # type: ignore[operator]
+    return links + [link.within("", "patch_embedder.") for link in net.patch_embedder.tensor_map()]  # type: ignore
+
+
+def load_official(net: MultimodalLM, state: Mapping[str, Tensor], prefix: str = "language_model.") -> None:
+    """Every official tensor into the model; each side is named by the links exactly once."""
+    links = official_links(net, prefix)
+    assert sorted(link.theirs for link in links) == sorted(state)
+    ours = [pair for link in links for pair in link.to_ours(state[link.theirs]).items()]
+    assert len(ours) == len(dict(ours)) and load_weights(net, dict(ours)) == []

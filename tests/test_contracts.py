@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from components.adapters.lora import LoRA
 from components.backbones.internlm2 import InternLM2
 from components.patch_embedders.mono import MonoPatchEmbedder
 from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe import registry
 from mmframe.catalog import of_kind
+from mmframe.checkpoints import CheckpointFormat, formats
 from mmframe.contracts import SITES, Backbone, Component, ExpertRouter, FreezingPolicy, Objective, PatchEmbedder
+from mmframe.convert import export_checkpoint
 from mmframe.errors import UserError
 from mmframe.experts import Experts
 from mmframe.freezing import freeze
 from mmframe.kinds import TokenKind
-from mmframe.loading import build
+from mmframe.loading import build, from_pretrained
 from mmframe.model import MultimodalLM
 from mmframe.optim import AdamWSchedule
+from mmframe.weights import save_weights
 from tests.helpers import (
     ALL_SITES,
     HIDDEN,
@@ -48,9 +54,12 @@ CONTRACTS = {
     "freezing": FreezingPolicy,
     "objective": Objective,
     "optim": AdamWSchedule,
+    "checkpoint": CheckpointFormat,
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
 """Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
+NEEDS_ADAPTER = {"LoRAParameters"}
+"""Freezing policies for a model with an adapter."""
 
 
 def every(kind: str, sized: bool = True) -> pytest.MarkDecorator:
@@ -145,7 +154,7 @@ def model_of(cls: type, router: ExpertRouter | None = None, attention: str | Non
 
 @every("backbone")
 def test_backbone_runs_and_all_of_it_trains(cls: type) -> None:
-    net = model_of(cls, ModalityRouter(ALL_SITES))
+    net = model_of(cls, ModalityRouter({site: "all" for _, site, _ in make(cls).sites()}))
     loss, gradients = loss_and_gradients(net, batch("ttTTT", "tt[i]tTT", "tiTT"))  # "iT": a slot that predicts a word
     assert loss.isfinite()
     for name, gradient in gradients.items():
@@ -332,6 +341,8 @@ def test_text_only_batches_reach_every_expert_with_a_gradient(cls: type) -> None
 @pytest.mark.parametrize("sites", [{}, {"ffn": "all"}, QKV_FFN, ALL_SITES], ids=["dense", "ffn", "qkv_ffn", "all"])
 def test_policy_fits_models_with_and_without_experts(cls: type, sites: dict[str, str]) -> None:
     net = tiny_net(sites)
+    if cls.__name__ in NEEDS_ADAPTER:
+        LoRA().install(net)
     groups = make(cls).groups(net.router.experts)
     report = freeze(net, groups)
     trainable = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -384,6 +395,49 @@ def test_optimisation_takes_the_trainable_parameters_and_no_others(cls: type) ->
     given = [p for group in made["optimizer"].param_groups for p in group["params"]]
     assert len({id(p) for p in given}) == len(given) == len(report.group_of)
     assert all(p.requires_grad for p in given)
+
+
+# ---- official checkpoint formats
+
+
+def toys_in(cls: type, folder: Path) -> Iterator[tuple[MultimodalLM, Path]]:
+    """Each toy model of a format with rough weights, and its weights file."""
+    for number, parts in enumerate(cls.toy_models()):  # type: ignore[attr-defined]
+        embedder = None if parts["patch_embedder"] is None else build(parts["patch_embedder"])
+        net = MultimodalLM(build(parts["backbone"]), embedder, build(parts["router"]), expert_backend="torch").eval()
+        roughen(net, seed=number)
+        file = folder / str(number) / "weights.safetensors"
+        save_weights(net, file, {"model": parts | {"processor": None}})
+        yield net, file
+
+
+@every("checkpoint")
+def test_checkpoint_format_takes_its_toy_models_out_and_back(cls: type, tmp_path: Path) -> None:
+    toys = list(toys_in(cls, tmp_path))
+    assert toys, "toy_models() shows what the format can hold"
+    for net, file in toys:
+        out = file.parent / "official"
+        assert type(export_checkpoint(file, out)) is cls
+        back = from_pretrained(out).net
+        assert shapes(back) == shapes(net)
+        assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in back.state_dict().items())
+        embedder = net.patch_embedder
+        per_tile = 0 if embedder is None else embedder.num_tokens(embedder.image_size, embedder.image_size)
+        sample = row("tttttttt" if embedder is None else "tt[i]tttt", per_tile=per_tile)
+        assert torch.equal(all_logits(back, sample), all_logits(net, sample)), "an option did not come back"
+
+
+@every("checkpoint")
+def test_checkpoint_format_places_every_tensor_once(cls: type, tmp_path: Path) -> None:
+    for net, _ in toys_in(cls, tmp_path):
+        own, links = net.state_dict(), cls().links(net)  # type: ignore[attr-defined]
+        ours = [name for link in links for name in link.ours]
+        assert sorted(ours) == sorted(own) and len({link.theirs for link in links}) == len(links)
+        for link in links:
+            back = link.to_ours(link.to_theirs(*(own[name] for name in link.ours)))
+            assert all(torch.equal(back[name], own[name]) for name in link.ours), link.theirs
+        config = cls().config(net, None)  # type: ignore[attr-defined]
+        assert [type(form) for form in formats() if form.recognises(config)] == [cls], "one format and no other"
 
 
 # ---- the sizes of the papers

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mmframe.cli.main import main
+from tests.cli.served import picture, tiny_model, write_rows
+from tests.cli.test_finetune import QUICK, official_folder
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,9 +22,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-COMMANDS = [
-    line for block in blocks("sh") for line in block.splitlines() if re.match(r"(lightning|mmframe) (?!doctor)", line)
-]
+LINES = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(lightning|mmframe) ", line)]
+NEEDS_A_MODEL = [line for line in LINES if re.search("--model |import|--start_from|web", line)]
+COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL and "doctor" not in line]
 
 
 def test_set_up_is_two_commands_and_they_exist() -> None:
@@ -42,6 +46,39 @@ def test_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch: p
         words += ["--run-dir", str(tmp_path / "run"), "--in-process", "--trainer.max_steps=2"]
     monkeypatch.chdir(ROOT)
     assert main(words) == 0
+
+
+def test_commands_of_the_readme_that_need_a_model_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order, in a folder where tiny stand-ins have the names that the README uses."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model(tmp_path / "MODEL")
+    shutil.copytree(model, tmp_path / "runs" / "demo" / "s2_instruction")
+    picture(tmp_path / "a.png")
+    write_rows(tmp_path / "in.jsonl", [{"id": 1, "image": "a.png", "prompt": "What is it?"}])
+    talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "Noise."}]
+    write_rows(tmp_path / "my.jsonl", [{"id": 1, "image": "a.png", "conversations": talk}])
+    hub = official_folder(tmp_path / "official")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *words, **more: str(hub))
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
+    assert [line.split()[1] for line in NEEDS_A_MODEL] == ["chat", "generate", "web", "import", "fit"]
+    for command in NEEDS_A_MODEL:
+        words = shlex.split(command, comments=True)[1:]
+        words += {"web": ["--help"], "fit": QUICK, "chat": ["--max-new-tokens=4"]}.get(words[0], [])
+        assert main(words) == 0, (command, capsys.readouterr().err)
+    assert "answer" in (tmp_path / "out.jsonl").read_text()
+    assert (tmp_path / "runs" / "finetune" / "weights.safetensors").is_file()
+
+
+def test_python_of_the_readme_talks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model(tmp_path / "runs" / "demo" / "s2_instruction")
+    picture(tmp_path / "picture.png")
+    exec(compile(next(block for block in blocks("python") if "Engine" in block), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_python_of_the_readme_adds_a_component(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,8 @@ def stage_folders(recipe: Recipe, run: Path) -> list[Path]:
 def test_the_recipes_are_found() -> None:
     """A glob that finds nothing would make every test below pass."""
     assert {name_of(p) for p in RECIPES} >= {
-        "evip", "evip_pp", "demo/evip", "demo/evip_pp", "demo/full_tuning", "toy/evip", "toy/evip_pp", "toy/dense"
+        "evip", "evip_pp", "internvl_1_5", "finetune", "demo/evip", "demo/evip_pp", "demo/full_tuning",
+        "toy/evip", "toy/evip_pp", "toy/dense",
     }  # fmt: skip
 
 
@@ -67,8 +68,14 @@ def test_has_a_header_that_says_what_it_reproduces(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_stage_trains_two_steps_at_toy_size(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe([str(path)])
-    backbone = BACKBONES[recipe.common["model"]["backbone"]["class_path"]]
-    code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", backbone, *TINY])
+    if "backbone" in recipe.common["model"]:
+        body = BACKBONES[recipe.common["model"]["backbone"]["class_path"]]
+    else:  # a checkpoint brings it
+        start = tmp_path / "start"
+        assert main(["fit", "toy/dense", "--run-dir", str(start), BACKBONES["Llama"], *TINY]) == 0
+        body = f"--start_from={start}"
+    fresh = ["--model.init_from=null"] if recipe.common["model"].get("init_from") else []  # of a full-size LLM
+    code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", body, *fresh, *TINY])
     assert code == 0
     for folder in stage_folders(recipe, tmp_path):
         assert (folder / "done.json").is_file(), f"{folder.name} did not finish"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import Any
@@ -11,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
 from mmframe.cli.job import Handover
+from mmframe.cli.progress_line import clock, rewrite, short
 
 
 class StageProgress(ProgressBar):
@@ -108,24 +108,4 @@ class StageProgress(ProgressBar):
         return "  ".join(parts)
 
     def _write(self, text: str, last: bool = False) -> None:
-        if self.terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self.stream.write("\r\033[K" + text[:width] + ("\n" if last else ""))
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-
-def short(number: float) -> str:
-    """950, 1.2k, 34k, 1.2M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.{1 if number < 10 * size else 0}f}{unit}"
-    return f"{number:.0f}"
-
-
-def clock(seconds: float) -> str:
-    """0:41, 12:05, 3:20:00."""
-    total = int(max(seconds, 0))
-    hours, minutes = total // 3600, total % 3600 // 60
-    return f"{hours}:{minutes:02d}:{total % 60:02d}" if hours else f"{minutes}:{total % 60:02d}"
+        rewrite(self.stream, text, self.terminal, last)

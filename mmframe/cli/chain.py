@@ -15,6 +15,7 @@ from mmframe.cli.check import check
 from mmframe.cli.job import Handover, Job
 from mmframe.cli.recipe import Recipe, load_recipe, recipe_hash
 from mmframe.cli.run_dir import RunDir, State, is_rank_zero
+from mmframe.cli.start_from import fingerprint
 from mmframe.errors import UserError
 
 
@@ -29,9 +30,23 @@ class Step:
     """The recipe or the command line says which weights this stage starts from."""
 
     @property
+    def own_start(self) -> Path | None:
+        """Weights that the recipe or the command line names."""
+        given = self.config["model"].get("init_from") if self.fixed_start else None
+        return None if given is None else Path(given)
+
+    @property
     def steps(self) -> int:
         """Optimiser steps; 0 when the stage does not say."""
         return max(0, int((self.config.get("trainer") or {}).get("max_steps") or 0))
+
+    @property
+    def length(self) -> str:
+        """How long it trains, in words."""
+        epochs = int((self.config.get("trainer") or {}).get("max_epochs") or 0)
+        parts = [f"{self.steps} steps"] if self.steps else []
+        parts += [f"{epochs} epoch{'s' if epochs > 1 else ''}"] if epochs > 0 else []
+        return " or ".join(parts) or "steps not limited"
 
 
 class Chain:
@@ -56,10 +71,11 @@ class Chain:
         config = check(recipe, stage)
         # the stage itself may say where it starts; said for the whole recipe it is the start of the first stage,
         # or, on the command line, of the one stage that is asked for
-        own = (recipe.stages.get(stage or "", {}).get("model") or {}).get("init_from") is not None
+        overlay = recipe.stages.get(stage or "", {})
+        own = (overlay.get("model") or {}).get("init_from") is not None or overlay.get("start_from") is not None
         keys = {key for key, _ in recipe.overrides}
-        own = own or f"stages.{stage}.model.init_from" in keys
-        own = own or ("model.init_from" in keys and self.args.stage == stage)
+        for key in ("model.init_from", "start_from"):
+            own = own or f"stages.{stage}.{key}" in keys or (key in keys and self.args.stage == stage)
         fixed = index == 0 or own
         if not fixed:
             config["model"].pop("init_from", None)  # the chain sets it
@@ -81,7 +97,7 @@ class Chain:
             steps_total=total,
         )
         if step.fixed_start:
-            return base
+            return replace(base, started_from=fingerprint(step.own_start) if step.own_start else None)
         before = self.steps[index - 1].run
         return replace(base, init_from=str(before.weights), started_from=before.weights_id())
 
@@ -137,8 +153,8 @@ def fit(args: RunArguments) -> int:
         elif job.resume is not None:
             _say(f"{job.label} was cut off; continues from {job.resume}")
         else:
-            start = f", from {job.handover.init_from}" if job.handover.init_from else ""
-            _say(f"{job.label} starts in {step.run.path}{start}")
+            start = job.handover.init_from or step.own_start
+            _say(f"{job.label} starts in {step.run.path}{f', from {start}' if start else ''}")
         alone = step.stage is None or args.stage is not None or args.handover or args.on("--in-process")
         code = _run_here(job) if alone else _run_process(job)
         if code:
@@ -178,8 +194,8 @@ def dry_run(chain: Chain) -> int:
             for key, value in {**step.config["model"], "data": step.config["data"]}.items()
             if isinstance(value, dict) and "class_path" in value
         )
-        steps = f"{step.steps} steps" if step.steps else "steps not limited"
-        print(f"{_label(chain, index)} {does}: {steps}, hash {recipe_hash(step.config)}; {components}")
+        start = f", from {step.own_start}" if step.own_start else ""
+        print(f"{_label(chain, index)} {does}: {step.length}{start}, hash {recipe_hash(step.config)}; {components}")
     return 0
 
 

@@ -15,6 +15,7 @@ from mmframe.catalog import (
     catalog,
     model_signature,
     of_kind,
+    template_names,
     trainer_signature,
 )
 from mmframe.cli.merge import COMPONENT_KEYS, class_name
@@ -30,15 +31,33 @@ RUN_KEYS = ("return_predictions", "verbose")  # of `validate`, `test` and `predi
 LINKED = {("patch_embedder", "hidden_size")}
 
 
-def check(recipe: Recipe, stage: str | None = None) -> dict[str, Any]:
+def check(recipe: Recipe, stage: str | None = None, complete: bool = True) -> dict[str, Any]:
     """Checks one resolved stage and returns its configuration.
+
+    Args:
+        recipe: To check.
+        stage: Of the recipe.
+        complete: A recipe that waits for `--start_from` is an error, as it cannot run.
 
     Raises:
         UserError: For the first mistake: place, key, the bad word, what is allowed, the nearest match.
     """
     config = recipe.resolve(stage)
-    _Checker(lambda path: recipe.place(path, stage)).run(config)
+    waits = waits_for_start(recipe, config, stage)
+    _Checker(lambda path: recipe.place(path, stage)).run(config, model_is_full=not waits)
+    if waits and complete:
+        raise UserError(
+            f"recipe {recipe.name}: its model comes from a checkpoint; name one: --start_from=FOLDER, which "
+            "`mmframe import` or a finished stage wrote"
+        )
     return config
+
+
+def waits_for_start(recipe: Recipe, config: dict[str, Any], stage: str | None = None) -> bool:
+    """Whether a recipe takes its model from a checkpoint that is not named yet (`start_from: null`)."""
+    model = config.get("model")
+    declared = "start_from" in {**recipe.common, **recipe.stages.get(stage or "", {})}
+    return declared and recipe.start_from(stage) is None and isinstance(model, dict) and "backbone" not in model
 
 
 class _Checker:
@@ -54,7 +73,7 @@ class _Checker:
     def fail(self, path: KeyPath, message: str) -> None:
         raise UserError(f"{self.place(path)}: {'.'.join(path)}: {message}")
 
-    def run(self, config: dict[str, Any]) -> None:
+    def run(self, config: dict[str, Any], model_is_full: bool = True) -> None:
         for key in config:
             if key not in (*TOP_KEYS, *RUN_KEYS):
                 self.fail((key,), f"unknown key {key!r}; {self._hint(key)}")
@@ -65,7 +84,7 @@ class _Checker:
             if not isinstance(config.get(key) or {}, dict):
                 self.fail((key,), f"expected a mapping of keys, got {config[key]!r}")
         self.arguments(("trainer",), config.get("trainer") or {}, trainer_signature(), "the trainer")
-        self.arguments(("model",), config["model"], model_signature(), "the model")
+        self.arguments(("model",), config["model"], model_signature(), "the model", full=model_is_full)
         self.component(("data",), config["data"], "data")
         self.callbacks(config)
         seed = config.get("seed_everything", 0)
@@ -80,13 +99,13 @@ class _Checker:
         from mmframe.cli.arguments import HIDDEN, SWITCHES, VALUES
 
         flags = [flag[2:] for flag in (*SWITCHES, *VALUES) if flag not in HIDDEN]
-        hint = nearest(key, [*TOP_KEYS, *flags])
+        hint = nearest(key, [*TOP_KEYS, "start_from", *flags])
         if not hint:
             inner = [f"{s}.{a}" for s, sig in (("trainer", trainer_signature()), ("model", model_signature()))
                      for a in sig.arguments]  # fmt: skip
             same = [name for name in inner if name.split(".")[1] == key]
             hint = f"did you mean {same[0]!r}?" if same else nearest(key, inner)
-        return f"{hint} allowed: {', '.join(TOP_KEYS)}".strip()
+        return f"{hint} allowed: {', '.join(TOP_KEYS)}, start_from".strip()
 
     def callbacks(self, config: dict[str, Any]) -> None:
         """Callbacks named by their class alone are Lightning's."""
@@ -126,6 +145,8 @@ class _Checker:
             if isinstance(value, str | dict) or value is None:
                 self.component(path, value, kind)
                 return
+        if "TemplateName" in class_names(argument.annotation) and str(value) not in template_names():
+            self.fail(path, f"template {value!r} does not exist; {suggest(str(value), template_names())}")
         if accepts(argument.annotation, value) is False and not (value is None and nullable):
             allowed = choices(argument.annotation)
             if allowed:

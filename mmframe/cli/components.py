@@ -58,5 +58,8 @@ def show(words: list[str]) -> int:
     section = "data" if entry.kind == "data" else f"model.{entry.kind}"
     if entry.kind == "tokenizer":
         section = "model.processor.tokenizer"
-    print(f"\nin a recipe:\n  --{section}={entry.name}")
+    if entry.kind == "checkpoint":
+        print("\nchosen by config.json:\n  mmframe import SRC DST")
+    else:
+        print(f"\nin a recipe:\n  --{section}={entry.name}")
     return 0

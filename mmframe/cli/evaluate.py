@@ -27,7 +27,7 @@ def evaluate(args: RunArguments) -> int:
         handover = replace(handover, init_from=str(step.run.weights))
         _say(f"weights: {step.run.weights}")
     elif not chosen:
-        _say(f"weights: as the recipe starts them; {step.run.weights} does not exist")
+        _say(f"weights: {step.own_start or 'as the recipe starts them'}; {step.run.weights} does not exist")
     from mmframe.cli.lightning_cli import run_job  # imports torch
 
     return run_job(Job(args.command, step.config, step.run, handover, None, args.on("--debug")))

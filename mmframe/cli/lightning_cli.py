@@ -19,9 +19,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from mmframe import registry
 from mmframe.callbacks.jsonl import JsonlLogger
+from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
 from mmframe.callbacks.throughput import Throughput
 from mmframe.cli.job import Job
+from mmframe.cli.malloc import keep_freed_memory
 from mmframe.cli.record import LastCheckpoint, RunRecord
 from mmframe.cli.run_dir import is_rank_zero
 from mmframe.contracts import check_fp16
@@ -117,6 +119,16 @@ class MMFrameCLI(LightningCLI):
             settings.model.init_from = self.job.handover.init_from or self.job.config["model"].get("init_from")
         self.record.config_text = parser.dump(settings, skip_unset=False, skip_link_targets=True)
 
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        module: Any = self.model
+        ids, rows = module.processor.tokenizer.vocab_size, module.net.backbone.vocab_size
+        if ids > rows:  # else an index error in the embedding, some batches later
+            raise UserError(
+                f"model: the tokenizer has {ids:,} ids, the backbone's embedding {rows:,} rows; "
+                "`mmframe import --image-tokens` gives a text LLM the rows of InternVL's image tokens"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         settings = dict(self._get(self.config_init, "trainer"))
         check_fp16(str(settings.get("precision")))  # here, because Lightning turns 16-mixed into bf16 on a CPU
@@ -141,6 +153,8 @@ class MMFrameCLI(LightningCLI):
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)
                 added.append(LastCheckpoint(self.job.run.last.parent, every))
+        if self.job.command == "predict":
+            added.append(Predictions(self.job.run.path))
         shows = settings.get("enable_progress_bar") is not False
         if shows and not any(isinstance(c, ProgressBar) for c in own):
             added.append(StageProgress(self.job.handover))
@@ -190,11 +204,13 @@ def run_job(job: Job) -> int:
     Raises:
         UserError: For the user's mistakes, also those that Lightning finds.
     """
+    keep_freed_memory()
     record = RunRecord(job)
     if not job.debug:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own affair
+        warnings.filterwarnings("ignore", message=".*Total length of `list` across ranks is zero")  # no validation data
     try:
         if is_rank_zero() and job.command == "fit":
             with job.run.locked():

@@ -21,6 +21,11 @@ RUN = {
 TOOLS = {
     "recipes": ("mmframe.cli.recipes", "main", "ls | show | cp | validate"),
     "components": ("mmframe.cli.components", "main", "ls [KIND] | show NAME"),
+    "import": ("mmframe.cli.convert", "import_main", "SRC DST: official folder, .gguf or hub id -> ours"),
+    "export": ("mmframe.cli.convert", "export_main", "SRC DST: ours -> the official layout"),
+    "chat": ("mmframe.cli.chat", "main", "talk to a model in the terminal, with pictures"),
+    "generate": ("mmframe.cli.generate", "main", "answer the rows of a JSONL file, batched; continues after a kill"),
+    "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }

@@ -1,4 +1,4 @@
-"""Recipes: `base:`, `stages:`, command-line overrides -> one plain LightningCLI configuration per stage."""
+"""Recipes: `base:`, `stages:`, `start_from:`, overrides -> one plain LightningCLI configuration per stage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmframe.cli.merge import assign, merge_config
+from mmframe.cli.start_from import check_complete, lay_under
 from mmframe.cli.yamlio import KeyPath, load, parse_value
 from mmframe.errors import UserError, suggest
 from mmframe.registry import KINDS
@@ -53,10 +54,32 @@ class Recipe:
         self.check_stage(stage)
         if self.stages and stage is None:
             raise UserError(f"recipe {self.name}: has stages; choose one with --stage: {', '.join(self.stages)}")
-        config = normalise(merge_config(self.common, self.stages[stage]) if stage else self.common)
+        config = dict(merge_config(self.common, self.stages[stage]) if stage else self.common)
+        config.pop("start_from", None)
+        config = normalise(config)
+        start, model = self.start_from(stage), config.get("model") or {}
+        if start is not None and isinstance(model, dict):
+            config["model"] = lay_under(model, start)
         for key, text in self._overrides_of(stage):
-            config = normalise(assign(config, key, parse_value(text)))
+            if key != "start_from":
+                config = normalise(assign(config, key, parse_value(text)))
+        if start is not None and isinstance(config.get("model"), dict):
+            check_complete(config["model"], start)
         return config
+
+    def start_from(self, stage: str | None = None) -> str | None:
+        """The checkpoint that a stage takes its model from; None: the recipe describes the model itself.
+
+        Raises:
+            UserError: it is no path.
+        """
+        found: Any = (self.stages.get(stage or "") or {}).get("start_from", self.common.get("start_from"))
+        for key, text in self._overrides_of(stage):
+            if key == "start_from":
+                found = None if parse_value(text) is None else text
+        if found is not None and not isinstance(found, str):
+            raise UserError(f"{self.place(('start_from',), stage)}: start_from: expected a path, got {found!r}")
+        return found
 
     def _overrides_of(self, stage: str | None) -> list[Override]:
         """Those of all stages, and those written `--stages.NAME.key=value` for this one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from mmframe.cli.arguments import RunArguments, parse
-from mmframe.cli.check import check
+from mmframe.cli.check import check, waits_for_start
 from mmframe.cli.merge import merge_config
 from mmframe.cli.recipe import Recipe, find, load_recipe, recipe_hash, recipe_root, shipped
 from mmframe.cli.yamlio import RecipeLoader, dump
@@ -71,11 +71,12 @@ def print_resolved(args: RunArguments) -> int:
     if recipe.stages and args.stage is None:
         print(f"# {recipe.name}: composed; --stage {' | '.join(recipe.stages)} shows what a stage resolves to")
         for stage in recipe.stages:
-            check(recipe, stage)
+            check(recipe, stage, complete=False)
         print(dump({**_with_overrides(recipe), "stages": recipe.stages}), end="")
         return 0
-    config = check(recipe, args.stage)
-    print(f"# {recipe.name}{' ' + args.stage if args.stage else ''}, hash {recipe_hash(config)}")
+    config = check(recipe, args.stage, complete=False)
+    waits = "; the model comes from --start_from=CHECKPOINT" if waits_for_start(recipe, config, args.stage) else ""
+    print(f"# {recipe.name}{' ' + args.stage if args.stage else ''}, hash {recipe_hash(config)}{waits}")
     print(dump(config), end="")
     return 0
 
@@ -129,7 +130,7 @@ def validate(words: list[str]) -> int:
         try:
             recipe = load_recipe([word]).with_overrides(args.overrides)
             for stage in recipe.stages or [None]:
-                check(recipe, stage)
+                check(recipe, stage, complete=False)
             print(f"ok    {word}")
         except UserError as error:
             failures += 1

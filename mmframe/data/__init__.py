@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmframe.data.base import MultimodalData, Rows
     from mmframe.data.conversation import ConversationData
+    from mmframe.data.instruction import InstructionData
     from mmframe.data.toy import ToyData
 
-__all__ = ["ConversationData", "MultimodalData", "Rows", "ToyData"]
+__all__ = ["ConversationData", "InstructionData", "MultimodalData", "Rows", "ToyData"]
 
-_MODULES = {"ConversationData": "conversation", "MultimodalData": "base", "Rows": "base", "ToyData": "toy"}
+_MODULES = {
+    "ConversationData": "conversation",
+    "InstructionData": "instruction",
+    "MultimodalData": "base",
+    "Rows": "base",
+    "ToyData": "toy",
+}
 
 
 def __getattr__(name: str) -> object:

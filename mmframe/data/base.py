@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
-from torch.utils.data import Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mmframe.batch import Batch, Sample
 from mmframe.contracts import PatchEmbedder
+from mmframe.data.prompts import Prompt, prompts_of
 from mmframe.errors import UserError
-from mmframe.processing import ChatProcessor
+from mmframe.processing import ChatProcessor, Tokenizer
 
 
 class Rows(Protocol):
@@ -66,6 +69,12 @@ class MultimodalData(L.LightningDataModule):
             module: Any = self.trainer.lightning_module
             self.connect(module.processor, module.net.patch_embedder)
 
+    def train_batches(self) -> int:
+        """Batches of an epoch on this rank, known without making the loader."""
+        assert self.train_rows is not None, "setup() or connect() comes first"
+        ranks = self.trainer.world_size if self.trainer else 1
+        return math.ceil(math.ceil(len(self.train_rows) / ranks) / self.batch_size)
+
     def train_dataloader(self) -> StatefulDataLoader:
         assert self.train_rows is not None, "setup() or connect() comes first"
         return self._loader(self.train_rows, self.batch_size)
@@ -73,22 +82,41 @@ class MultimodalData(L.LightningDataModule):
     def val_dataloader(self) -> StatefulDataLoader | list:
         return [] if self.val_rows is None else self._loader(self.val_rows, self.val_batch_size)
 
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of mmframe.data.prompts.Prompt: the questions of the validation rows.
+
+        Raises:
+            UserError: there are no validation rows.
+        """
+        if self.val_rows is None:
+            raise UserError(f"data: {type(self).__name__} has no validation rows to answer; set data.val")
+        assert self.processor is not None
+        return DataLoader(
+            _RowDataset(self.val_rows),
+            batch_size=self.val_batch_size,
+            sampler=self._sampler(self.val_rows),
+            collate_fn=partial(_collate_prompts, self.processor.tokenizer),
+            num_workers=self.num_workers,
+        )
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if isinstance(batch, _Failure):
             raise UserError(batch.message)
         return batch
 
-    def _loader(self, rows: Rows, batch_size: int) -> StatefulDataLoader:
+    def _sampler(self, rows: Rows) -> EpochSampler:
         trainer = self.trainer
-        sampler = EpochSampler(
+        return EpochSampler(
             len(rows), rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1
         )
+
+    def _loader(self, rows: Rows, batch_size: int) -> StatefulDataLoader:
         with warnings.catch_warnings():  # torchdata calls a deprecated function of torch and cannot help it
             warnings.filterwarnings("ignore", message=".*set_vital.*")
             return _Loader(
                 _RowDataset(rows),
                 batch_size=batch_size,
-                sampler=sampler,
+                sampler=self._sampler(rows),
                 collate_fn=_collate,
                 num_workers=self.num_workers,
             )
@@ -205,3 +233,12 @@ def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
         if get_worker_info() is None:
             raise
         return _Failure(str(error))
+
+
+def _collate_prompts(tokenizer: Tokenizer, samples: list[Sample | _Failure]) -> list[Prompt] | _Failure:
+    prompts: list[Prompt] = []
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+        prompts += prompts_of(sample, tokenizer)
+    return prompts

@@ -7,6 +7,7 @@ from typing import Literal
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.base import MultimodalData, Rows
+from mmframe.data.lengths import fitting, longest_row
 from mmframe.data.order import permutation
 from mmframe.data.records import Record, TileStore, read_records
 from mmframe.data.rows import SourcePlan
@@ -18,7 +19,7 @@ from mmframe.registry import register
 
 @register("data")
 class ConversationData(MultimodalData):
-    """Conversations and questions about images, from one or several JSONL files.
+    """Conversations and questions about images, from one or several JSONL files (or JSON lists).
 
     A record is one line, {"id", "image": path or list, "conversations": [{"from": "human", "value": "<image>\\n..."},
     {"from": "gpt", "value": "..."}]}, or has "questions": [[question, answer], ...] in place of "conversations":
@@ -40,6 +41,10 @@ class ConversationData(MultimodalData):
         cache_mb: Decoded images are kept in memory up to this size, for each process.
         missing: What to do about a training file that is not there: error, or skip it and say so (at least one must be
             there).
+        image_folder: What paths of pictures are relative to; null: the folder of their file.
+        max_tokens: Most tokens of a row; null for no limit. The longest row of every record is then counted before
+            training starts, from text and picture headers; nothing is truncated.
+        too_long: What to do about a longer record: error, or skip it and say how many were.
     """
 
     def __init__(
@@ -57,6 +62,9 @@ class ConversationData(MultimodalData):
         num_workers: int = 0,
         cache_mb: int = 256,
         missing: Literal["error", "skip"] = "error",
+        image_folder: str | None = None,
+        max_tokens: int | None = None,
+        too_long: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(batch_size, val_batch_size, seed, num_workers)
         self.train_files = [train] if isinstance(train, str) else list(train)
@@ -70,6 +78,8 @@ class ConversationData(MultimodalData):
             raise UserError(f"data: max_tiles={max_tiles} must be at least 1")
         self.max_tiles, self.questions_per_image, self.balance = max_tiles, questions_per_image, balance
         self.exclude_answers, self.cache_mb = frozenset(exclude_answers or ()), cache_mb
+        self.image_folder = None if image_folder is None else data_path(image_folder)
+        self.max_tokens, self.too_long = max_tokens, too_long
 
     def _skip_missing(self) -> None:
         there = [data_path(file).is_file() for file in self.train_files]
@@ -85,7 +95,7 @@ class ConversationData(MultimodalData):
         store = TileStore(processor, embedder.image_size, self.cache_mb * 2**20)
 
         def rows(files: list[str], weights: Sequence[float], training: bool) -> Rows:
-            sources = [self._read(file) for file in files]
+            sources = [self._fitting(file, self._read(file), processor, embedder) for file in files]
             balance = self.balance if training else "none"
             plans = [
                 SourcePlan(records, self.questions_per_image, balance, self.seed, stream, shuffle=training)
@@ -99,7 +109,7 @@ class ConversationData(MultimodalData):
 
     def _read(self, file: str) -> list[Record]:
         hint = "; run: python -m mmframe.data.demo" if file.startswith("demo:") else ""
-        records = read_records(data_path(file), hint)
+        records = read_records(data_path(file), hint, self.image_folder)
         if not self.exclude_answers:
             return records
         kept = [
@@ -107,6 +117,14 @@ class ConversationData(MultimodalData):
             for r in records
         ]
         return [r for r in kept if r.questions or r.conversation is not None]
+
+    def _fitting(
+        self, file: str, records: list[Record], processor: ChatProcessor, embedder: PatchEmbedder
+    ) -> list[Record]:
+        if self.max_tokens is None:
+            return records
+        lengths = [longest_row(r, processor, embedder, self.max_tiles, self.questions_per_image) for r in records]
+        return fitting(file, records, lengths, self.max_tokens, self.too_long)
 
 
 class ConversationRows:

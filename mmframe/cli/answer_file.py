@@ -1,0 +1,121 @@
+"""The file that `mmframe generate` writes: rows are appended in order, and whatever stands in it survives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmframe.cli.question_rows import Question
+from mmframe.cli.run_dir import RunDir, read_json, write_atomically
+from mmframe.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+WAYS = "use another --out, or --force to start over"
+
+
+class AnswerFile:
+    """JSONL of answers with `NAME.meta.json` beside it, which says what made them. Use it in a `with`.
+
+    Args:
+        path: The file; an unfinished one is continued.
+        force: Start over; what is there is set aside as `NAME.old-N`.
+
+    Attributes:
+        done: Rows that stand in the file.
+        bad: Those of them that hold an error.
+        torn: Whether a last line without its end was cut off.
+    """
+
+    def __init__(self, path: Path, force: bool = False) -> None:
+        self.path, self.meta = path, path.with_name(f"{path.name}.meta.json")
+        self.done, self.bad, self.torn = 0, 0, False
+        self._rows: list[dict[str, Any]] = []
+        if force:
+            RunDir(self.path).set_aside()
+            RunDir(self.meta).set_aside()
+
+    def __enter__(self) -> AnswerFile:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "ab")
+        try:
+            self._lock()
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.path}: another process writes it; wait for it, or use another --out") from error
+
+    def _read(self) -> None:
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        self.torn = whole < len(text)
+        if self.torn:  # a kill in the middle of a write; the row is made again
+            os.truncate(self.path, whole)
+        for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or "id" not in row or not ("answer" in row or "error" in row):
+                raise UserError(f"{self.path} line {number}: was not written by generate; {WAYS}")
+            self._rows.append(row)
+        self.done = len(self._rows)
+        self.bad = sum("error" in row for row in self._rows)
+        self._settings = read_json(self.meta) if self.done else {}
+        if self.done and not self._settings:
+            raise UserError(f"{self.path}: holds rows, but {self.meta} does not say what made them; {WAYS}")
+
+    def check(self, questions: Sequence[Question]) -> None:
+        """Makes sure that row k of the file answers question k.
+
+        Raises:
+            UserError: it does not; names the first such row.
+        """
+        if self.done > len(questions):
+            raise UserError(f"{self.path}: holds {self.done} rows, the data has {len(questions)}; {WAYS}")
+        for number, (row, question) in enumerate(zip(self._rows, questions, strict=False), 1):
+            there, here = row["id"], question.id
+            if there != here:
+                raise UserError(f"{self.path} line {number}: is of {there!r}, the data has {here!r} there; {WAYS}")
+            if row.get("prompt", question.prompt) != question.prompt:
+                raise UserError(f"{self.path} line {number}: {here!r} has another prompt in the data; {WAYS}")
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Notes what makes the answers, before the first is written; may be called again with more.
+
+        Raises:
+            UserError: the rows that stand here were made with something else; names it.
+        """
+        told = json.loads(json.dumps(settings))
+        before = self._settings
+        changes = [f"{key} {before[key]!r} -> {told[key]!r}" for key in told if before.get(key, told[key]) != told[key]]
+        if changes:
+            raise UserError(f"{self.path}: its {self.done} rows were made with {', '.join(changes)}; {WAYS}")
+        self._settings = {**before, **told}
+        write_atomically(self.meta, json.dumps(self._settings, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the next rows; when it returns, they are on the disk."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._file.write(lines.encode("utf-8", errors="replace"))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done += len(rows)
+        self.bad += sum("error" in row for row in rows)

@@ -1,0 +1,238 @@
+"""`mmframe generate`: answers the rows of a JSONL file, batched; a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmframe.cli.flags import parse_flags, whole
+from mmframe.cli.progress_line import ProgressLine, bar, clock, short
+from mmframe.cli.serving import Served, add_model_flags, add_sampling_flags, open_model, sampling_params
+from mmframe.errors import UserError
+
+if TYPE_CHECKING:  # torch is loaded only to run something
+    from torch import nn
+
+    from mmframe.batch import Sample
+    from mmframe.cli.answer_file import AnswerFile
+    from mmframe.cli.question_rows import Question
+    from mmframe.sampling import SamplingParams
+
+WINDOW = 8  # batches whose rows are sorted together; a kill loses at most so many
+TOLD = 20  # bad rows reported one by one
+
+EXAMPLE = """A row of the data is one of
+  {"id": 1, "image": "a.jpg", "prompt": "What is this?"}
+  {"id": 2, "image": ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "<image> and <image>?"}]}
+and gives {"id", "prompt", "answer", "finish_reason", "tokens"}, or {"id", "error"}, in the same order.
+The same command continues a run that was killed."""
+
+
+def main(words: list[str]) -> int:
+    """Runs `mmframe generate ...`."""
+    args = parse_flags("generate", words, _describe)
+    if args is None:
+        return 0
+    from mmframe.cli.answer_file import AnswerFile
+    from mmframe.cli.question_rows import read_questions
+
+    if args.out.exists() and args.data.exists() and args.out.samefile(args.data):
+        raise UserError(f"generate: --out {args.out} is the data itself")
+    params = sampling_params(args)
+    questions = read_questions(args.data, args.system)
+    with AnswerFile(args.out, args.force) as out:
+        out.check(questions)
+        out.claim({"model": args.model, "dtype": args.dtype, "system": args.system, **asdict(params)})
+        if out.torn:
+            _say(f"generate: cut off a last line that was not complete in {args.out}")
+        if out.done:
+            _say(f"generate: {out.done} of {len(questions)} rows are there; goes on from there")
+        if out.done < len(questions):
+            served = open_model(args)
+            out.claim({"weights": fingerprint(served.model.net), "max_tiles": served.max_tiles})
+            Run(questions, out, served, params, args.batch_size).run()
+        if out.bad == len(questions):
+            raise UserError(f"generate: all {out.bad} rows are bad; {args.out} says why")
+    return 0
+
+
+def _describe(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Answers the rows of a JSONL file, batched, in their order."
+    parser.epilog = EXAMPLE
+    parser.add_argument("--data", required=True, type=Path, metavar="IN.jsonl", help="the rows")
+    parser.add_argument("--out", required=True, type=Path, metavar="OUT.jsonl", help="the answers")
+    parser.add_argument(
+        "--batch-size", type=whole(1), default=8, metavar="N", help="rows at once (default: %(default)s)"
+    )
+    parser.add_argument("--force", action="store_true", help="start over; what is there is kept as OUT.jsonl.old-N")
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+
+
+class Run:
+    """Answers all rows that have no answer yet.
+
+    Rows are sorted by length inside windows of fixed places, so a continued run makes the same batches as an
+    uninterrupted one, and the same answers.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        out: AnswerFile,
+        served: Served,
+        params: SamplingParams,
+        batch_size: int,
+    ) -> None:
+        self.questions, self.out, self.served, self.params = questions, out, served, params
+        self.batch_size = batch_size
+        self.progress = ProgressLine()
+        self.begun, self.before, self.tokens = time.monotonic(), out.done, 0
+        self.told = self.held = 0  # bad rows reported; rows that wait for one before them
+
+    def run(self) -> None:
+        """Answers, writes, and says how it went."""
+        try:
+            for start in range(0, len(self.questions), WINDOW * self.batch_size):
+                self._window(range(start, min(start + WINDOW * self.batch_size, len(self.questions))))
+        except KeyboardInterrupt:
+            self.progress.tell(f"generate: stopped with {self.out.done} rows written; the same command goes on")
+            raise
+        if self.progress.terminal:
+            self.progress.update(self._line(), last=True)
+        passed, made = time.monotonic() - self.begun, self.out.done - self.before
+        self.progress.tell(
+            f"generate: {self.out.done - self.out.bad} rows answered, {self.out.bad} bad; {made} rows and "
+            f"{short(self.tokens)} tokens in {clock(passed)} ({self.tokens / passed:.1f} tok/s) -> {self.out.path}"
+        )
+
+    def _window(self, places: range) -> None:
+        if places[-1] < self.out.done:
+            return
+        rows = {place: _error(self.questions[place]) for place in places if self.questions[place].error}
+        self._write(rows)
+        for batch in self._batches([place for place in places if place not in rows]):
+            if all(place < self.out.done for place in batch):
+                continue  # written before the kill
+            rows |= self._answer(batch)
+            self._write(rows)
+            if self.progress.due():
+                self.progress.update(self._line())
+
+    def _batches(self, places: list[int]) -> Iterator[list[int]]:
+        """Long rows first: if they do not fit into memory, it shows at once."""
+        order = sorted(places, key=lambda place: (-self._length(self.questions[place]), place))
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def _length(self, question: Question) -> int:
+        """Tokens of a row, nearly: from the headers of its pictures, which are decoded when it is their turn."""
+        from mmframe.cli.picture_facts import tokens_of_file
+
+        share = max(1, self.served.max_tiles // max(1, len(question.images)))
+        pictures = sum(tokens_of_file(path, self.served.model, share) for path in question.images)
+        return pictures + sum(len(turn["value"]) for turn in question.turns) // 4
+
+    def _answer(self, places: list[int]) -> dict[int, dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        samples: dict[int, Sample] = {}
+        for place in places:
+            try:
+                samples[place] = self._encode(self.questions[place])
+            except UserError as error:
+                rows[place] = _error(self.questions[place], str(error))
+        return rows | self._generate(samples)
+
+    def _encode(self, question: Question) -> Sample:
+        from mmframe.images import open_image
+
+        model = self.served.model
+        images = [open_image(path) for path in question.images]
+        return model.processor.encode_prompt(
+            question.turns, images, model.net.patch_embedder, self.served.max_tiles, str(question.id)
+        )
+
+    def _generate(self, samples: dict[int, Sample]) -> dict[int, dict[str, Any]]:
+        import torch
+
+        if not samples:
+            return {}
+        # a seed of its own for each row, so that its answer does not depend on the rows beside it
+        params = [replace(self.params, seed=self.params.seed + place) for place in samples]
+        try:
+            made = self.served.engine.generate(list(samples.values()), params)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"generate: out of memory with --batch-size {self.batch_size}; go on with a smaller one"
+            ) from error
+        except UserError as error:
+            if len(samples) == 1:
+                (place,) = samples
+                return {place: _error(self.questions[place], str(error))}
+            rows: dict[int, dict[str, Any]] = {}  # one of them is bad, e.g. too long; the others are not
+            for place, sample in samples.items():
+                rows |= self._generate({place: sample})
+            return rows
+        self.tokens += sum(len(completion.ids) for completion in made)
+        return {
+            place: {
+                "id": self.questions[place].id,
+                "prompt": self.questions[place].prompt,
+                "answer": completion.text,
+                "finish_reason": completion.finish_reason,
+                "tokens": len(completion.ids),
+            }
+            for place, completion in zip(samples, made, strict=True)
+        }
+
+    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
+        """Appends the rows whose turn it is."""
+        ready = []
+        while self.out.done + len(ready) in rows:
+            ready.append(rows[self.out.done + len(ready)])
+        for row in ready:
+            if "error" in row:
+                self._report(row)
+        if ready:
+            self.out.append(ready)
+        self.held = sum(place >= self.out.done for place in rows)
+
+    def _report(self, row: dict[str, Any]) -> None:
+        self.told += 1
+        if self.told <= TOLD:
+            self.progress.tell(f"generate: row {row['id']!r} is bad: {row['error']}")
+        elif self.told == TOLD + 1:
+            self.progress.tell(f"generate: further bad rows are counted, and told in {self.out.path}")
+
+    def _line(self) -> str:
+        done = self.out.done + self.held
+        passed, made = max(time.monotonic() - self.begun, 1e-9), done - self.before
+        parts = [bar(done, len(self.questions)), f"{short(self.tokens / passed)} tok/s"]
+        if self.out.bad:
+            parts.append(f"{self.out.bad} bad")
+        if made:
+            parts.append(f"{clock((len(self.questions) - done) * passed / made)} left")
+        return "  ".join(parts)
+
+
+def _error(question: Question, error: str = "") -> dict[str, Any]:
+    return {"id": question.id, "error": error or question.error}
+
+
+def fingerprint(net: nn.Module) -> str:
+    """Tells one set of weights from another: over names, shapes and the first values of every parameter."""
+    digest = hashlib.sha256()
+    for name, parameter in net.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""How long a row will be, counted from its text and the headers of its pictures: nothing is decoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmframe.contracts import PatchEmbedder
+from mmframe.data.records import Record
+from mmframe.errors import UserError
+from mmframe.images import count_tiles, image_size
+from mmframe.processing import ChatProcessor
+
+
+def longest_row(
+    record: Record, processor: ChatProcessor, embedder: PatchEmbedder, max_tiles: int, per_row: int | None = None
+) -> int:
+    """Tokens of the longest row that a record can give.
+
+    Args:
+        record: A conversation, or questions of which several share a row.
+        processor: Of the model.
+        embedder: Of the model.
+        max_tiles: Most tiles of a row's pictures, as `TileStore.load` shares them.
+        per_row: Most questions of a row; None: all.
+
+    Raises:
+        UserError: a picture is missing or has no readable header; names it and the sample.
+    """
+    share = max(1, max_tiles // max(1, len(record.images)))
+    counts = [
+        count_tiles(*_size(path, record.key), embedder.image_size, share, processor.thumbnail) for path in record.images
+    ]
+    tiles: list[Tensor] = [torch.zeros(count, 3, 1, 1, dtype=torch.uint8) for count in counts]
+    counting: Any = _OnePixelTiles(embedder)
+    if record.conversation is not None:
+        return len(processor.encode(record.conversation, tiles, counting, max_tiles, record.key).ids)
+    row = processor.encode_branches(record.questions, tiles, counting, max_tiles, record.key)
+    branches = Counter(row.branches.tolist())
+    trunk = branches.pop(0)
+    return trunk + sum(sorted(branches.values(), reverse=True)[:per_row])
+
+
+class _OnePixelTiles:
+    """Stands in for the patch embedder: a tile of one pixel counts as one of full size."""
+
+    def __init__(self, embedder: PatchEmbedder) -> None:
+        self.image_size = embedder.image_size
+        self.per_tile = embedder.num_tokens(embedder.image_size, embedder.image_size)
+
+    def num_tokens(self, height: int, width: int) -> int:
+        return self.per_tile
+
+
+def _size(path: Path, key: str) -> tuple[int, int]:
+    """(width, height) of a picture, from its header; a UserError names the sample too."""
+    try:
+        return image_size(path)
+    except UserError as error:
+        lost = "" if path.exists() else "; pictures lie relative to the file that names them, or to data.image_folder"
+        raise UserError(f"sample {key!r}: {error}{lost}") from error
+
+
+def fitting(file: str, records: Sequence[Record], lengths: Sequence[int], limit: int, too_long: str) -> list[Record]:
+    """The records whose rows fit. Nothing is truncated: what does not fit is an error, or left out and counted.
+
+    Args:
+        file: Where they come from.
+        records: To choose from.
+        lengths: Tokens of the longest row of each.
+        limit: Most tokens of a row.
+        too_long: error or skip.
+
+    Raises:
+        UserError: with `error`, if a record is too long; names the first with its length. If none is left.
+    """
+    longer = [i for i, length in enumerate(lengths) if length > limit]
+    if not longer:
+        return list(records)
+    told = f"data: {file}: {len(longer)} of {len(records)} records are longer than max_tokens={limit}"
+    if too_long == "error":
+        first = longer[0]
+        raise UserError(
+            f"{told}, first sample {records[first].key!r} with {lengths[first]}; raise data.max_tokens, lower "
+            "data.max_tiles, or leave them out with data.too_long=skip"
+        )
+    longest = max(longer, key=lambda i: lengths[i])
+    told += f"; the longest, sample {records[longest].key!r}, has {lengths[longest]}"
+    if len(longer) == len(records):
+        raise UserError(f"{told}; none is left: raise data.max_tokens or lower data.max_tiles")
+    print(f"{told}; they are left out (too_long: skip)")
+    return [record for record, length in zip(records, lengths, strict=True) if length <= limit]
