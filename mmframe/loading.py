@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmframe import registry
 from mmframe.errors import UserError
@@ -90,9 +91,21 @@ def build(spec: Any) -> Any:
     return cls(**{key: build(value) for key, value in spec.get("init_args", {}).items()})
 
 
+class _Unfilled(TorchFunctionMode):
+    """Random numbers are not drawn: on the meta device torch would load its whole compiler to draw nothing."""
+
+    fillers = (Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.fillers:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def empty_model(parts: dict[str, Any]) -> MultimodalLM:
     """The model of component specs on the meta device: nothing is initialised only to be overwritten."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         router = parts.get("router") or {"class_path": registry.place(registry.get("router", "SharedRouter"))}
         embedder = parts.get("patch_embedder")
         return MultimodalLM(build(parts["backbone"]), None if embedder is None else build(embedder), build(router))

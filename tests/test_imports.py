@@ -6,10 +6,14 @@ Read from the source, so that an import inside of a function counts too.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.cli.served import tiny_model
 
 ROOT = Path(__file__).parents[1]
 OURS = {"mmframe", "components", "cupy_kernels", "recipes", "experiments", "tests"}
@@ -83,3 +87,10 @@ def test_components_do_not_need_the_model_or_the_command_line() -> None:
 def test_the_reader_of_imports_sees_all_their_forms(line: str, expected: str) -> None:
     package = "mmframe" if ".." in line else "mmframe.cli"
     assert expected in set(imports(line, package))
+
+
+def test_loading_a_model_does_not_load_the_compiler_of_torch(tmp_path: Path) -> None:
+    """It takes seconds, and torch does it to draw random numbers on the meta device."""
+    tiny_model(tmp_path)
+    code = "import sys; from mmframe.loading import load; load(sys.argv[1]); assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
