@@ -50,6 +50,15 @@ def test_rms_norm_gradients() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_gives_the_same_bits_with_and_without_gradients(dtype: torch.dtype) -> None:
+    norm = RMSNorm(576, 1e-5).to(dtype)
+    x = (3 * torch.randn(40, 576)).to(dtype)
+    ours = norm(x)
+    with torch.no_grad():
+        assert torch.equal(norm(x), ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chunk", [1, 100, 2**20])
 def test_cross_entropy_in_chunks(dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CHUNK, "cpu", chunk)
