@@ -4,16 +4,13 @@ T tokens in plan order, D and F sizes of the site.
 """
 
 import copy
-import functools
-import sys
 
 import torch
 from torch import Tensor, nn
 
 from mmframe.errors import UserError
+from mmframe.expert_backends import TORCH, ExpertBackend
 from mmframe.plan import Plan
-
-BACKENDS = ("auto", "torch", "cupy")
 
 
 class Experts(nn.ModuleDict):
@@ -23,18 +20,20 @@ class Experts(nn.ModuleDict):
     (``...ffn.text.gate.weight``). With several, each runs on its contiguous slice of the plan.
     Every expert runs always, also on zero tokens: the graph does not depend on what a rank happened to
     see, and gradients are zero instead of missing. Generation alone asks for less (Plan.alone).
+
+    A backend may run a module by its weights instead of its forward where the module's own class says
+    ``fused_as = "swiglu"`` (`gate`, `up`, `down` are linear without bias, forward is down(silu(gate x) * up x)) or
+    ``fused_as = "rms_norm"`` (`weight`, `eps`); linear layers are known by their type.
     """
+
+    backend: ExpertBackend = TORCH
+    """How they run; the model sets it."""
 
     def __init__(self, text: nn.Module) -> None:
         super().__init__({"text": text})
 
     def forward(self, x_TD: Tensor, plan: Plan) -> Tensor:
-        if len(self) == 1:
-            return self["text"](x_TD)
-        if plan.alone is not None:
-            return list(self.values())[plan.alone](x_TD)
-        chunks = x_TD.split(plan.sizes)
-        return torch.cat([expert(chunk) for expert, chunk in zip(self.values(), chunks, strict=True)])
+        return self.backend.run(self, x_TD, plan)
 
 
 def new_expert(pretrained: nn.Module, init: str, std: float = 0.02) -> nn.Module:
@@ -63,34 +62,3 @@ def new_expert(pretrained: nn.Module, init: str, std: float = 0.02) -> nn.Module
             elif parameter.device.type != "meta":
                 parameter.normal_(std=std)
     return expert
-
-
-def use_backend(name: str) -> str:
-    """Resolves an expert backend: ``auto`` takes cupy where its kernels can run and says once which it took.
-
-    Raises:
-        UserError: unknown, or cupy asked for where it cannot run; says why. Never a silent fallback.
-    """
-    if name not in BACKENDS:
-        raise UserError(f"model: expert_backend={name!r} is not known; use one of {', '.join(BACKENDS)}")
-    if name == "torch":
-        return name
-    reason = _why_not_cupy()
-    if name == "cupy" and reason:
-        raise UserError(f"model: expert_backend=cupy cannot run here: {reason}; use auto or torch")
-    if name == "auto":
-        _say_once(f"expert backend: {'torch (cupy: ' + reason + ')' if reason else 'cupy'}")
-    return "torch" if reason else "cupy"
-
-
-def _why_not_cupy() -> str | None:
-    try:
-        import cupy_kernels
-    except ModuleNotFoundError:
-        return "package cupy_kernels is not installed"
-    return cupy_kernels.why_not()
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -103,12 +103,13 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def empty_model(parts: dict[str, Any]) -> MultimodalLM:
+def empty_model(parts: dict[str, Any], expert_backend: str = "torch") -> MultimodalLM:
     """The model of component specs on the meta device: nothing is initialised only to be overwritten."""
     with torch.device("meta"), _Unfilled():
         router = parts.get("router") or {"class_path": registry.place(registry.get("router", "SharedRouter"))}
         embedder = parts.get("patch_embedder")
-        return MultimodalLM(build(parts["backbone"]), None if embedder is None else build(embedder), build(router))
+        embedder = None if embedder is None else build(embedder)
+        return MultimodalLM(build(parts["backbone"]), embedder, build(router), expert_backend)
 
 
 def resolve_paths(spec: Any, folder: Path) -> Any:
@@ -143,25 +144,34 @@ def open_model(path: str | Path) -> StoredModel:
     return StoredModel(net, _processor(path, metadata), metadata, file.entries, file.read)
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LoadedModel:
+def load(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    expert_backend: str = "auto",
+) -> LoadedModel:
     """Loads the weights.safetensors of a stage or an import, or the folder of either.
 
     Args:
         path: File, run directory of a stage, or folder of an import.
         device: Where to.
         dtype: Of the parameters; None keeps the stored one.
+        expert_backend: ``torch``, ``cupy``, or ``auto``: cupy where it was measured to be faster.
 
     Raises:
         UserError: no such file, a damaged one, or one without a description of its model.
     """
     file = weights_file(path)
     state, metadata = read_weights(file, dtype, what="model")
-    net = empty_model(_parts(file, metadata))
+    net = empty_model(_parts(file, metadata), expert_backend)
     return LoadedModel(_filled(net, state, device, str(file)), _processor(file, metadata), metadata)
 
 
 def from_pretrained(
-    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    source: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    expert_backend: str = "auto",
 ) -> LoadedModel:
     """Loads a model from wherever it is; the host holds it once.
 
@@ -170,18 +180,19 @@ def from_pretrained(
             file of a Llama, or hub id ORG/NAME[@REVISION].
         device: Where to.
         dtype: Of the parameters; None keeps the stored one.
+        expert_backend: ``torch``, ``cupy``, or ``auto``: cupy where it was measured to be faster.
 
     Raises:
         UserError: nothing of these, or a checkpoint that is damaged or cannot be honoured.
     """
     path = Path(source).expanduser()
     if weights_file(path).is_file() and path.suffix != ".gguf":
-        return load(path, device, dtype)
+        return load(path, device, dtype, expert_backend)
     from mmframe.convert import Import  # here: convert imports this module
     from mmframe.official import open_official
 
     made = Import(open_official(source), dtype)
-    net = _filled(empty_model(made.parts), dict(made.tensors()), device, str(source))
+    net = _filled(empty_model(made.parts, expert_backend), dict(made.tensors()), device, str(source))
     processor = None if made.parts["processor"] is None else build(made.parts["processor"])
     return LoadedModel(net, processor, made.metadata)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Plan:
     segments  runs of one expert in sequence order: (expert, first, last + 1)
     alone     the one expert that is called at all; None, the rule in training, where ranks wait for one another
               and a graph must not depend on the batch: every expert, also on zero tokens
+    memo      what a backend made of this plan for all its layers, e.g. a table on the device; lives as long as the plan
     """
 
     order: Tensor | None
@@ -30,6 +32,7 @@ class Plan:
     order_host: Tensor | None = None
     inverse_host: Tensor | None = None
     alone: int | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_experts(cls, expert_T: Tensor, num_experts: int) -> Plan:

@@ -18,12 +18,12 @@ from tests.cli.served import tiny_model
 ROOT = Path(__file__).parents[1]
 OURS = {"mmframe", "components", "cupy_kernels", "recipes", "experiments", "tests"}
 MAY_IMPORT = {
-    "mmframe": {"mmframe", "cupy_kernels"},  # the kernels only through mmframe.experts, see below
+    "mmframe": {"mmframe", "cupy_kernels"},  # the kernels only through the expert backends, see below
     "components": {"mmframe", "components"},
     "cupy_kernels": {"cupy_kernels"},
     "experiments": {"experiments", "components", "mmframe", "cupy_kernels"},
 }
-MAY_SEE_KERNELS = {"mmframe/experts.py", "mmframe/cli/doctor.py"}
+MAY_SEE_KERNELS = {"mmframe/expert_backends.py", "mmframe/cupy_backend.py"}
 
 
 def imports(source: str, package: str) -> Iterator[str]:

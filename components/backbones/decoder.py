@@ -78,6 +78,8 @@ class _Normalise(torch.autograd.Function):
 class RMSNorm(nn.Module):
     """RMSNorm computed in fp32, cast back, then scaled: the order of the pretrained models."""
 
+    fused_as = "rms_norm"
+
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
@@ -93,6 +95,8 @@ class RMSNorm(nn.Module):
 
 class FFN(nn.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
+
+    fused_as = "swiglu"
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
@@ -133,8 +137,8 @@ class DecoderLayer(nn.Module):
         self.ffn = Experts(FFN(hidden_size, intermediate_size))
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None, index: int) -> Tensor:
-        x_TD = x_TD + self.attention(self.attn_norm(x_TD, plan), plan, layout, cache, index)
-        return x_TD + self.ffn(self.ffn_norm(x_TD, plan), plan)
+        delta_TD = self.attention(self.attn_norm(x_TD, plan), plan, layout, cache, index)
+        return self.ffn.backend.residual_ffn(x_TD, delta_TD, self.ffn_norm, self.ffn, plan)
 
     def attention(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None, index: int) -> Tensor:
         q, k, v = (site(x_TD, plan).unflatten(-1, (-1, self.head_dim)) for site in (self.q, self.k, self.v))

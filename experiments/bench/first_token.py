@@ -45,6 +45,11 @@ def random_net(name: str, device: torch.device) -> MultimodalLM:
     with torch.device("meta"):
         backbone = InternLM2()
         net = MultimodalLM(backbone, embedder(backbone.hidden_size), router(), expert_backend="torch")
+    return fill(net, device)
+
+
+def fill(net: MultimodalLM, device: torch.device) -> MultimodalLM:
+    """A model on the meta device -> random bf16 weights on `device`."""
     net = net.to(torch.bfloat16).to_empty(device=device)
     noise = (0.02 * torch.randn(2**22, generator=torch.Generator().manual_seed(0))).to(device, torch.bfloat16)
     with torch.no_grad():
@@ -59,13 +64,14 @@ def random_net(name: str, device: torch.device) -> MultimodalLM:
     return net.requires_grad_(False).eval()
 
 
-def prompt(tiles: int) -> Sample:
-    """A picture of `tiles` tiles and 64 text tokens after it."""
+def sample(tiles: int, text: int = TEXT, vocab: int = 90000) -> Sample:
+    """A picture of `tiles` tiles and text tokens after it."""
     slots = 256 * tiles
-    kinds = [int(TokenKind.IMAGE)] * slots + [int(TokenKind.TEXT)] * TEXT
+    kinds = [int(TokenKind.IMAGE)] * slots + [int(TokenKind.TEXT)] * text
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 90000, (len(kinds),), generator=generator)
-    return Sample.from_ids(ids, kinds=kinds, tiles=torch.randn(tiles, 3, 448, 448, generator=generator))
+    ids = torch.randint(0, vocab, (len(kinds),), generator=generator)
+    pictures = torch.randn(tiles, 3, 448, 448, generator=generator) if tiles else None
+    return Sample.from_ids(ids, kinds=kinds, tiles=pictures)
 
 
 def now(device: torch.device) -> float:
@@ -110,9 +116,9 @@ def stopwatches(net: MultimodalLM, device: torch.device) -> Iterator[dict[str, f
 
 
 @torch.no_grad()
-def first_token(net: MultimodalLM, sample: Sample, room: int = 1) -> Step:
-    cache = net.backbone.new_cache(1, len(sample) + room)
-    run_prompts(net, [sample], cache).argmax(-1).tolist()
+def first_token(net: MultimodalLM, prompt: Sample, room: int = 1) -> Step:
+    cache = net.backbone.new_cache(1, len(prompt) + room)
+    run_prompts(net, [prompt], cache).argmax(-1).tolist()
     return Step(net, cache)
 
 
@@ -183,10 +189,10 @@ def main() -> None:
         net = random_net(name, device)
         figures[name] = {"parameters": sum(p.numel() for p in net.parameters())}
         for tokens, tiles in TILES.items():
-            figures[name][tokens] = time_to_first_token(net, prompt(tiles), args.rounds, device)
+            figures[name][tokens] = time_to_first_token(net, sample(tiles), args.rounds, device)
             print(name, tokens, figures[name][tokens], flush=True)
         if device.type == "cuda":
-            figures[name]["decoding after 1024 + 64"] = decoding(net, prompt(4), args.tokens, device)
+            figures[name]["decoding after 1024 + 64"] = decoding(net, sample(4), args.tokens, device)
         del net
         gc.collect()
     figures["modular over monolithic"] = {

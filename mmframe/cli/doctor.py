@@ -66,11 +66,9 @@ def _devices() -> str:
 
 def _backend() -> str:
     """Which expert backend `auto` takes."""
-    try:
-        from cupy_kernels import why_not
-    except ImportError as error:
-        return f"torch (cupy_kernels cannot be imported: {error})"
-    reason = why_not()
+    from mmframe.expert_backends import why_not_cupy
+
+    reason = why_not_cupy(measured=True)
     return "cupy" if reason is None else f"torch (not cupy: {reason})"
 
 

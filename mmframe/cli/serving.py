@@ -46,7 +46,7 @@ class Served:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --dtype, --max-tiles, --system."""
+    """--model, --device, --dtype, --expert-backend, --max-tiles, --system."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", required=True, metavar="M", help="run directory, weights file, official folder, .gguf or hub id"
@@ -55,6 +55,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="D", help="cpu, cuda, cuda:1, ...; default: a GPU where there is one"
     )
     group.add_argument("--dtype", type=_dtype, metavar="T", help="bf16 or fp32; default: as stored")
+    group.add_argument(
+        "--expert-backend",
+        choices=("auto", "torch", "cupy"),
+        default="auto",
+        help="how experts run; default: the fused kernels where they were measured to be faster",
+    )
     group.add_argument(
         "--max-tiles",
         type=whole(1),
@@ -115,7 +121,7 @@ def open_model(args: argparse.Namespace) -> Served:
 
     keep_freed_memory()
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    model = from_pretrained(args.model, device=_device(args.device), dtype=dtype)
+    model = from_pretrained(args.model, device=_device(args.device), dtype=dtype, expert_backend=args.expert_backend)
     budget = args.max_tiles or trained_tiles(model.metadata) or model.max_tiles or MAX_TILES
     return Served(args.model, model, Engine(model.net, model.processor), budget)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gradio as gr
-from gradio.themes import Default
+import gradio as gr  # pyright: ignore[reportMissingImports]  an optional extra
+from gradio.themes import Default  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from mmframe.cli.serving import Served
