@@ -21,7 +21,7 @@ from typing import Any
 from cupy_kernels.errors import KernelError
 
 SOURCES = Path(__file__).parent / "csrc"
-OPTIONS = ("-std=c++17",)
+OPTIONS = ("-std=c++17", "--ptxas-options=-v")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_90a")
 """Those that the tests compile for; any newer one is compiled when it is met."""
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
@@ -31,12 +31,15 @@ _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 class Cubin:
     """Machine code.
 
-    path  the file in the cache
-    log   what the compiler said; empty where it came from the cache
+    path  the file in the cache; beside it, .log, what the compiler said
     """
 
     path: Path
-    log: str = ""
+
+    @property
+    def log(self) -> str:
+        """Registers, spills and warnings, by ptxas."""
+        return self.path.with_suffix(".log").read_text(encoding="utf-8")
 
 
 def cache_dir() -> Path:
@@ -69,14 +72,15 @@ def compile_source(source: Path, arch: str, options: Sequence[str] = OPTIONS) ->
     path = folder / f"{source.stem}.{arch}.{key}.{_digest(code)}.cubin"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)
+        for content, name in ((log.encode(), path.with_suffix(".log")), (code, path)):
+            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name.name}.", delete=False) as file:
+                file.write(content)
+            os.replace(file.name, name)
     except OSError as error:
         raise KernelError(
             f"cupy_kernels: cannot keep machine code in {folder} ({error.strerror}); set CUPY_KERNELS_CACHE"
         ) from error
-    return Cubin(path, log)
+    return Cubin(path)
 
 
 def _digest(code: bytes) -> str:

@@ -47,6 +47,7 @@ def train(args: argparse.Namespace) -> None:
 
     words = ["fit", "--config", args.recipe, "--run-dir", str(args.run_dir)]
     words += [f"--seed_everything={args.seed}", f"--data.seed={args.seed}"]
+    words += _precision(args.overrides)
     words += [f"--{override.lstrip('-')}" for override in args.overrides]
     if args.long:
         recipe = load_recipe([args.recipe])
@@ -55,6 +56,24 @@ def train(args: argparse.Namespace) -> None:
     code = mmframe(words)
     if code:
         sys.exit(code)
+
+
+def _precision(overrides: list[str]) -> list[str]:
+    """fp32 where this CPU multiplies bf16 more slowly, as those without AVX-512 do: seven times was seen."""
+    import torch
+
+    from experiments.bench.timing import matmul_peak
+
+    if any("trainer.precision" in override for override in overrides):
+        return []
+    bf16, fp32 = (matmul_peak(dtype, size=512, rounds=3) / 1e9 for dtype in (torch.bfloat16, torch.float32))
+    if bf16 >= fp32:
+        return []
+    print(
+        f"this CPU multiplies bf16 at {bf16:.0f} GFLOP/s and fp32 at {fp32:.0f}: training in fp32; "
+        "a quarter of an hour is for CPUs with bf16 instructions, expect several times that"
+    )
+    return ["--trainer.precision=32-true"]
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +102,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     model = load(folders[-1])
     base_net = base_language_model(model, model.metadata["model"])
     base = check_language(base_net, model.processor, texts)
-    peak = matmul_peak()
+    dtype = next(model.net.parameters()).dtype
+    peak = matmul_peak(dtype)
     stages = []
     for folder in folders:
         model = load(folder)
@@ -135,6 +155,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "peak_memory_gib": max(s["peak_memory_gib"] or 0 for s in stages),
         "matmul_peak_gflops": peak / 1e9,
         "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
         "seed": args.seed,
         "recipe": args.recipe,
         "data": ", ".join(_data_used(args.run_dir / stages[-1]["name"])),

@@ -58,8 +58,8 @@ def _markdown(report: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) ->
         "# What the demo model learned",
         "",
         f"SmolLM2-135M, recipe {r['recipe']}: {r['train_minutes']:.1f} minutes of training on {r['threads']} CPU "
-        f"threads, seed {r['seed']}, peak memory {r['peak_memory_gib']:.1f} GiB. Answers are free greedy text, "
-        "compared exactly.",
+        f"threads, {r['dtype']}, seed {r['seed']}, peak memory {r['peak_memory_gib']:.1f} GiB. Answers are "
+        "free greedy text, compared exactly.",
         "",
         "![loss and accuracy](curves.png)",
         "",

@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
         _row(name, f"{'installed' if find_spec(name) else 'not installed'} ({use})")
     if not words and not problems:
         _row("devices", _devices())
-    _row("expert backend", _backend())
+        _row("expert backend", _backend())
     problems += [*_script(), *_packages(), *_recipes()]
     for problem in problems:
         print(f"PROBLEM  {problem}")

@@ -27,7 +27,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_second_time_nothing_is_compiled(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compile_source(source, "sm_80")
-    assert first.path.read_bytes()[:4] == b"\x7fELF"
+    assert first.path.read_bytes()[:4] == b"\x7fELF" and "Used" in first.log
     monkeypatch.setattr(compiler, "_compile", lambda *_: pytest.fail("compiled again"))
     assert compile_source(source, "sm_80").path == first.path
 
@@ -48,7 +48,7 @@ def test_a_damaged_file_is_compiled_anew(source: Path, damage: bytes) -> None:
     whole = path.read_bytes()
     path.write_bytes(damage)
     assert compile_source(source, "sm_80").path.read_bytes() == whole
-    assert [p.name for p in cache_dir().iterdir()] == [path.name]
+    assert [p.name for p in cache_dir().glob("*.cubin")] == [path.name]
 
 
 def test_what_does_not_compile_says_where(source: Path) -> None:
@@ -73,4 +73,4 @@ def test_processes_that_start_at_once_share_the_cache(source: Path) -> None:
     ]
     paths = {process.communicate()[0].strip() for process in running}
     assert all(process.returncode == 0 for process in running)
-    assert paths == {str(path) for path in cache_dir().iterdir()} and len(paths) == 1
+    assert paths == {str(path) for path in cache_dir().glob("*.cubin")} and len(paths) == 1
