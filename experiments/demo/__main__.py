@@ -80,7 +80,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Measures every stage and writes the report."""
     import torch
 
-    from experiments.bench.timing import matmul_peak
+    from experiments.bench.timing import device_name, matmul_peak
     from experiments.demo.draw import draw_contact_sheet, draw_curves
     from experiments.demo.measure import (
         Accuracy,
@@ -156,6 +156,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "matmul_peak_gflops": peak / 1e9,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
+        "device": device_name(),
         "seed": args.seed,
         "recipe": args.recipe,
         "data": ", ".join(_data_used(args.run_dir / stages[-1]["name"])),
