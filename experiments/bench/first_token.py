@@ -3,7 +3,8 @@
 `python -m experiments.bench.first_token` writes experiments/results/first_token_cpu.json; with `--device cuda` also
 decoding against the bytes that a token must read, to first_token_cuda.json.
 
-Weights are random, bf16, and never were anything else: memory is that of one model, one after the other.
+Weights are random and are made in the dtype that they have: memory is that of one model, one after the other. It is
+bf16, unless --dtype says otherwise: a CPU without bf16 instructions is seven times slower in it.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ TILES = {"256 + 64": 1, "1024 + 64": 4}
 TEXT = 64
 
 
-def random_net(name: str, device: torch.device) -> MultimodalLM:
-    """Built without memory, then filled in bf16: matrices with one block of noise again and again, norms with 1."""
+def random_net(name: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> MultimodalLM:
+    """Built without memory, then filled: matrices with one block of noise again and again, norms with 1."""
     embedder, router = MODELS[name]
     with torch.device("meta"):
         backbone = InternLM2()
         net = MultimodalLM(backbone, embedder(backbone.hidden_size), router(), expert_backend="torch")
-    return fill(net, device)
+    return fill(net, device, dtype)
 
 
-def fill(net: MultimodalLM, device: torch.device) -> MultimodalLM:
-    """A model on the meta device -> random bf16 weights on `device`."""
-    net = net.to(torch.bfloat16).to_empty(device=device)
-    noise = (0.02 * torch.randn(2**22, generator=torch.Generator().manual_seed(0))).to(device, torch.bfloat16)
+def fill(net: MultimodalLM, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> MultimodalLM:
+    """A model on the meta device -> random weights on `device`."""
+    net = net.to(dtype).to_empty(device=device)
+    noise = (0.02 * torch.randn(2**22, generator=torch.Generator().manual_seed(0))).to(device, dtype)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim == 1:
@@ -179,14 +180,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dry", action="store_true", help="write no result")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="float32: 13 GB")
     parser.add_argument("--tokens", type=int, default=128, help="decoded, on a GPU")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as the commands do
     device = torch.device(args.device)
-    figures: dict[str, Any] = {"dtype": "bfloat16", "threads": args.threads, "rounds": args.rounds}
+    figures: dict[str, Any] = {"dtype": args.dtype, "threads": args.threads, "rounds": args.rounds}
     for name in MODELS:
-        net = random_net(name, device)
+        net = random_net(name, device, getattr(torch, args.dtype))
         figures[name] = {"parameters": sum(p.numel() for p in net.parameters())}
         for tokens, tiles in TILES.items():
             figures[name][tokens] = time_to_first_token(net, sample(tiles), args.rounds, device)
@@ -201,6 +203,7 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=2))
     command = "python -m experiments.bench.first_token" + (f" --device {device}" if device.type == "cuda" else "")
+    command += "" if args.dtype == "bfloat16" else f" --dtype {args.dtype} --rounds {args.rounds}"
     if not args.dry:
         print(write_result(f"first_token_{device.type}", command, figures))
 
