@@ -67,14 +67,14 @@ class CupyBackend(ExpertBackend):
 
     def _takes(self, op: str, x: Tensor, *sites: Experts) -> bool:
         """Whether the kernels run these sites; says once why not where a user might wonder."""
+        experts: list[Any] = [expert for site in sites for expert in site.values()]
         leaves: list[Any] = []
-        for site in sites:
-            for module in (site, *site.values()):
-                if module._forward_hooks or module._forward_pre_hooks:
-                    say_once(f"expert backend cupy: {type(module).__name__} with a hook runs on torch")
-                    return False
-            for module in site.values():
-                leaves += [module.gate, module.up, module.down] if _is_swiglu(module) else [module]
+        for expert in experts:
+            leaves += [expert.gate, expert.up, expert.down] if _is_swiglu(expert) else [expert]
+        for module in (*sites, *experts, *leaves):
+            if module._forward_hooks or module._forward_pre_hooks:
+                say_once(f"expert backend cupy: {type(module).__name__} with a hook runs on torch")
+                return False
         for leaf in leaves:
             if type(leaf) is not nn.Linear and not _fused_as("rms_norm", leaf):
                 say_once(f"expert backend cupy: {type(leaf).__name__} runs on torch")

@@ -1,7 +1,10 @@
 """Every test starts from the same random state."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job; the programs that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny matmuls are slower on several threads
 
 import pytest

@@ -240,6 +240,15 @@ def test_what_the_kernels_cannot_take_runs_on_torch_and_is_said_once(
     ]
 
 
+@pytest.mark.parametrize("where", ["ffn", "ffn.visual", "ffn.visual.up", "ffn_norm.text"])
+def test_hooks_are_called(where: str, emulator: Emulator) -> None:
+    _, _, net = three("mono_internvl")
+    called: list[str] = []
+    net.get_submodule(f"backbone.layers.1.{where}").register_forward_hook(lambda *_: called.append(where))
+    all_hidden(net, mixed_batch())
+    assert called == [where]
+
+
 def test_a_module_that_changes_the_forward_is_not_taken_for_what_it_inherits() -> None:
     from components.backbones.decoder import FFN
     from mmframe.cupy_backend import _is_swiglu
