@@ -18,6 +18,7 @@ from components.routers.modality import ModalityRouter, SharedRouter
 from experiments.bench.timing import compare, ratio, write_result
 from mmframe.batch import Batch, Sample
 from mmframe.contracts import ExpertRouter
+from mmframe.expert_backends import TORCH
 from mmframe.experts import Experts
 from mmframe.kinds import TokenKind
 from mmframe.layout import Layout
@@ -33,6 +34,8 @@ QKV_FFN = {"q": "all", "k": "all", "v": "all", "ffn": "all"}
 
 class Blend(nn.Module):
     """Both experts on every token, mixed by a mask: how the released code routes. For comparison only."""
+
+    backend = TORCH
 
     def __init__(self, experts: Experts, is_visual_T1: Tensor) -> None:
         super().__init__()
