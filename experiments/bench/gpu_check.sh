@@ -52,5 +52,6 @@ for tool in memcheck racecheck; do
 done
 
 [ -f "$OUT/checks.json" ] || echo '{}' >"$OUT/checks.json"
-step benchmark 300 "$PYTHON" -m experiments.bench.kernels --checks "$OUT/checks.json" --sanitizer "$OUT/sanitizer.txt"
+step benchmark 300 "$PYTHON" -m experiments.bench.kernels --checks "$OUT/checks.json" --sanitizer "$OUT/sanitizer.txt" \
+    --keep "$OUT/so_far.json"
 exit $status

@@ -16,7 +16,9 @@ import json
 import re
 import statistics
 import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -285,8 +287,9 @@ def record(figures: Figures) -> Path:
     path = RESULTS / f"kernels_{name}.json"
     path.write_text(json.dumps(figures, indent=2) + "\n")
     draw(figures, path.with_suffix(""))
-    table = json.loads(selection.TABLE.read_text()) | {figures["device"]: select(figures)}
-    selection.TABLE.write_text(json.dumps(table, indent=1) + "\n")
+    if {"prefill", "decoding"} <= set(figures):
+        table = json.loads(selection.TABLE.read_text()) | {figures["device"]: select(figures)}
+        selection.TABLE.write_text(json.dumps(table, indent=1) + "\n")
     return path
 
 
@@ -310,8 +313,8 @@ def commit() -> str:
         return "unknown"
 
 
-def run(device: torch.device, tiny: bool, rounds: int, parts: list[str]) -> Figures:
-    """Measures the parts; what was measured before a part fails is kept, with the part's error beside it."""
+def run(device: torch.device, tiny: bool, rounds: int, parts: list[str], keep: Path | None = None) -> Figures:
+    """Measures the parts. One that fails is named under `failed`; `keep` is written anew after each."""
     torch.manual_seed(0)
     bench, sizes = Bench(device, rounds), TINY if tiny else FULL
     figures: Figures = {
@@ -331,7 +334,15 @@ def run(device: torch.device, tiny: bool, rounds: int, parts: list[str]) -> Figu
     }
     for name in parts:
         begun = time.perf_counter()
-        figures[name] = steps[name]()
+        try:
+            figures[name] = steps[name]()
+        except Exception as error:  # a device is lent for minutes: the other parts still count
+            figures.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+            continue
+        finally:
+            if keep:
+                keep.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
         print(json.dumps(figures[name], indent=1), flush=True)
     return figures
@@ -345,15 +356,17 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["prefill", "decoding", "training", "models"])
     parser.add_argument("--checks", type=Path, help="JSON of the correctness checks, to go into the result")
     parser.add_argument("--sanitizer", type=Path, help="lines of compute-sanitizer's verdicts, likewise")
+    parser.add_argument("--keep", type=Path, help="what is measured so far, should the run be cut off")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     args = parser.parse_args()
-    figures = run(torch.device(args.device), args.tiny, args.rounds, args.parts)
+    figures = run(torch.device(args.device), args.tiny, args.rounds, args.parts, args.keep)
     if args.checks:
         figures["checks"] = json.loads(args.checks.read_text())
     if args.sanitizer:
         figures["compute-sanitizer"] = dict(line.split(": ", 1) for line in args.sanitizer.read_text().splitlines())
     if not args.dry:
         print(record(figures))
+    sys.exit(1 if "failed" in figures else 0)
 
 
 if __name__ == "__main__":

@@ -65,3 +65,16 @@ def test_all_ways_of_the_benchmark_compute_the_same() -> None:
     for name, y in outputs.items():
         y = y if name in sorted_ways else torch.cat([y[40:], y[:40]])
         torch.testing.assert_close(y, outputs["slices"], atol=2e-2, rtol=2e-2, msg=name)
+
+
+def test_a_part_that_fails_is_named_and_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(kernels, "prefill", broken)
+    monkeypatch.setattr(kernels, "RESULTS", tmp_path)
+    monkeypatch.setattr(selection, "TABLE", tmp_path / "measured.json")
+    figures = kernels.run(torch.device("cpu"), True, 1, ["prefill", "decoding"], tmp_path / "so_far.json")
+    assert json.loads((tmp_path / "so_far.json").read_text())["decoding"] == figures["decoding"]
+    assert figures["failed"] == {"prefill": "RuntimeError: no such instruction"}
+    assert kernels.record(figures).is_file() and not selection.TABLE.exists()
