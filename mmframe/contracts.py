@@ -57,6 +57,9 @@ class Component:
                 bound = signature.bind(self, *args, **kw)
                 bound.apply_defaults()
                 given = {k: v for k, v in list(bound.arguments.items())[1:]}
+                for name, parameter in signature.parameters.items():
+                    if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # passed on to a base
+                        given |= given.pop(name, {})
                 init_args = {k: as_plain(v) for k, v in given.items()}
                 self.__dict__["spec"] = {"class_path": _path(type(self)), "init_args": init_args}
             init(self, *args, **kw)

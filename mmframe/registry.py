@@ -19,6 +19,7 @@ KINDS = (
     "tokenizer",
     "processor",
     "data",
+    "source",
     "objective",
     "adapter",
     "checkpoint",

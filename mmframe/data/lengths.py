@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from mmframe.contracts import PatchEmbedder
+from mmframe.data.pictures import Picture, picture_size
 from mmframe.data.records import Record
 from mmframe.errors import UserError
-from mmframe.images import count_tiles, image_size
+from mmframe.images import count_tiles
 from mmframe.processing import ChatProcessor
 
 
@@ -57,12 +58,13 @@ class _OnePixelTiles:
         return self.per_tile
 
 
-def _size(path: Path, key: str) -> tuple[int, int]:
+def _size(path: Picture, key: str) -> tuple[int, int]:
     """(width, height) of a picture, from its header; a UserError names the sample too."""
     try:
-        return image_size(path)
+        return picture_size(path)
     except UserError as error:
-        lost = "" if path.exists() else "; pictures lie relative to the file that names them, or to data.image_folder"
+        there = not isinstance(path, Path) or path.exists()
+        lost = "" if there else "; pictures lie relative to the file that names them, or to data.image_folder"
         raise UserError(f"sample {key!r}: {error}{lost}") from error
 
 

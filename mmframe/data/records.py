@@ -10,26 +10,30 @@ from typing import Any
 
 from torch import Tensor
 
+from mmframe.data.pictures import Picture, open_picture
 from mmframe.errors import UserError
-from mmframe.images import open_image
 from mmframe.processing import ChatProcessor
 
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a file: pictures, and a conversation or independent questions about them.
+    """One record: pictures, and one of: a conversation, independent questions about them, a caption, plain text.
 
     Attributes:
         key: the record's id, with the file's name in front.
-        images: paths of the pictures.
+        images: the pictures: paths, or parts of larger files.
         conversation: turns {"from", "value"}, or None.
         questions: (question, answer) pairs, or empty.
+        caption: what the picture shows, without a prompt; or None.
+        text: text without pictures, of which every token is learnt; or None.
     """
 
     key: str
-    images: tuple[Path, ...]
-    conversation: tuple[dict[str, str], ...] | None
-    questions: tuple[tuple[str, str], ...]
+    images: tuple[Picture, ...]
+    conversation: tuple[dict[str, str], ...] | None = None
+    questions: tuple[tuple[str, str], ...] = ()
+    caption: str | None = None
+    text: str | None = None
 
 
 def read_records(path: Path, hint: str = "", image_folder: Path | None = None) -> list[Record]:
@@ -110,10 +114,10 @@ class TileStore:
 
     def __init__(self, processor: ChatProcessor, tile: int, max_bytes: int) -> None:
         self.processor, self.tile, self.max_bytes = processor, tile, max_bytes
-        self._kept: dict[tuple[Path, int], Tensor] = {}
+        self._kept: dict[tuple[Picture, int], Tensor] = {}
         self._bytes = 0
 
-    def load(self, paths: Sequence[Path], max_tiles: int, key: str) -> list[Tensor]:
+    def load(self, paths: Sequence[Picture], max_tiles: int, key: str) -> list[Tensor]:
         """Tiles of each picture, uint8 [n, 3, tile, tile]; the pictures of a sample share `max_tiles` evenly.
 
         Raises:
@@ -122,12 +126,12 @@ class TileStore:
         share = max(1, max_tiles // max(1, len(paths)))
         return [self._load(path, share, key) for path in paths]
 
-    def _load(self, path: Path, max_tiles: int, key: str) -> Tensor:
+    def _load(self, path: Picture, max_tiles: int, key: str) -> Tensor:
         kept = self._kept.get((path, max_tiles))
         if kept is not None:
             return kept
         try:
-            image = open_image(path)
+            image = open_picture(path)
         except UserError as error:
             raise UserError(f"sample {key!r}: {error}") from error
         tiles = self.processor.cut(image, self.tile, max_tiles)
