@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +43,29 @@ class Sample:
     blocks: Tensor
     weights: Tensor
     tiles: Tensor
+    left_out: tuple[Any, ...] = ()
+    num_records: int = 1
 
     def __len__(self) -> int:
         return self.ids.numel()
+
+    @classmethod
+    def packed(cls, samples: Sequence[Sample], left_out: tuple[Any, ...] = (), num_records: int = 1) -> Sample:
+        """One row of several samples, each a document of its own; a row without tokens if there are none."""
+        parts = list(samples) or [cls.from_ids([])]
+        images = [int(s.blocks.max()) + 1 if len(s) else 0 for s in parts]
+        columns = ("ids", "kinds", "labels", "positions", "branches", "weights")
+        blocks = [torch.where(s.blocks >= 0, s.blocks + sum(images[:n]), -1) for n, s in enumerate(parts)]
+        tiles = [s.tiles for s in parts if s.tiles.shape[0]]
+        return cls(
+            key=", ".join(s.key for s in parts),
+            docs=torch.cat([torch.full_like(s.docs, n) for n, s in enumerate(parts)]),
+            blocks=torch.cat(blocks),
+            tiles=torch.cat(tiles) if tiles else parts[0].tiles,
+            left_out=left_out,
+            num_records=num_records,
+            **{name: torch.cat([getattr(s, name) for s in parts]) for name in columns},
+        )
 
     @classmethod
     def from_ids(
@@ -112,6 +133,8 @@ class Batch:
     image_slots: Tensor  # int64 [N], host-made indices of the IMAGE slots
     structured: bool  # some row has several documents or branches: plain causal attention is not enough
     keys: tuple[str, ...] = field(default=())
+    left_out: tuple[Any, ...] = ()
+    num_records: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -157,6 +180,8 @@ class Batch:
             image_slots=(kinds == TokenKind.IMAGE).nonzero().flatten(),
             structured=bool(docs.any() or branches.any()),
             keys=tuple(s.key for s in samples),
+            left_out=tuple(bad for s in samples for bad in s.left_out),
+            num_records=sum(s.num_records for s in samples),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

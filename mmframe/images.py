@@ -40,6 +40,10 @@ _TURNS = {
 """EXIF orientation -> what puts the picture upright."""
 
 
+class TooManyPixels(UserError):
+    """A picture is larger than the limit; nothing of it was decoded."""
+
+
 def open_image(source: str | Path | BinaryIO | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads a picture as a person sees it, as RGB with 8 bits.
 
@@ -57,7 +61,7 @@ def open_image(source: str | Path | BinaryIO | bytes, max_pixels: int = MAX_PIXE
     with _header(source) as (image, name):
         width, height = image.size
         if width * height > max_pixels:
-            raise UserError(
+            raise TooManyPixels(
                 f"cannot read the picture {name}: {width} x {height} = {width * height:,} pixels, more than the limit "
                 f"of {max_pixels:,}; make the picture smaller"
             )
@@ -102,6 +106,8 @@ def _header(source: str | Path | BinaryIO | bytes) -> Iterator[tuple[Image.Image
         empty = source == b"" or (isinstance(file, Path) and file.stat().st_size == 0)
         reason = "the file is empty" if empty else "not a picture of a format that Pillow knows"
         raise UserError(f"cannot read the picture {name}: {reason}") from error
+    except Image.DecompressionBombError as error:  # far beyond the limit: Pillow does not even tell its size
+        raise TooManyPixels(f"cannot read the picture {name} ({error}); make the picture smaller") from error
     except Exception as error:  # decoders raise nearly everything when a file is corrupt
         raise UserError(f"cannot read the picture {name} ({error or type(error).__name__})") from error
 

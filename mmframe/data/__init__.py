@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from mmframe.data.base import MultimodalData, Rows
     from mmframe.data.conversation import ConversationData
     from mmframe.data.instruction import InstructionData
+    from mmframe.data.mixture import MixtureData
     from mmframe.data.toy import ToyData
 
-__all__ = ["ConversationData", "InstructionData", "MultimodalData", "Rows", "ToyData"]
+__all__ = ["ConversationData", "InstructionData", "MixtureData", "MultimodalData", "Rows", "ToyData"]
 
 _MODULES = {
     "ConversationData": "conversation",
     "InstructionData": "instruction",
+    "MixtureData": "mixture",
     "MultimodalData": "base",
     "Rows": "base",
     "ToyData": "toy",

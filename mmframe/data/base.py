@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,8 +28,20 @@ class Rows(Protocol):
     def sample(self, epoch: int, index: int) -> Sample: ...
 
 
+class PlannedRows(Rows, Protocol):
+    """What rows may have besides."""
+
+    def prepare(self, epoch: int) -> None:
+        """Is called in the training process before the first row of an epoch is asked for."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the rows are made of, by name: a run is continued with the same data or not at all."""
+
+
 class MultimodalData(L.LightningDataModule):
     """Base of the data components: makes sized, stateful loaders over the rows that a subclass builds.
+
+    Rows that are a `PlannedRows` are planned before each epoch, and known again by their fingerprint.
 
     The tokenizer and the patch embedder are the model's own, taken from the trainer at set-up (or from `connect`), so
     text cannot be tokenised in one way and learnt in another.
@@ -52,6 +64,7 @@ class MultimodalData(L.LightningDataModule):
         self.processor: ChatProcessor | None = None
         self.train_rows: Rows | None = None
         self.val_rows: Rows | None = None
+        self.allow_other_data = False
 
     @abstractmethod
     def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Rows | None]:
@@ -106,35 +119,53 @@ class MultimodalData(L.LightningDataModule):
 
     def _sampler(self, rows: Rows) -> EpochSampler:
         trainer = self.trainer
-        return EpochSampler(
-            len(rows), rank=trainer.global_rank if trainer else 0, world_size=trainer.world_size if trainer else 1
-        )
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return EpochSampler(len(rows), rank, world_size, begin=getattr(rows, "prepare", None))
 
     def _loader(self, rows: Rows, batch_size: int) -> StatefulDataLoader:
         with warnings.catch_warnings():  # torchdata calls a deprecated function of torch and cannot help it
             warnings.filterwarnings("ignore", message=".*set_vital.*")
-            return _Loader(
+            loader = _Loader(
                 _RowDataset(rows),
                 batch_size=batch_size,
                 sampler=self._sampler(rows),
                 collate_fn=_collate,
                 num_workers=self.num_workers,
             )
+        loader.allow_other_data = self.allow_other_data
+        return loader
+
+
+_WAYS = "use the same data settings, or start from its weights alone (model.init_from)"
 
 
 class _Loader(StatefulDataLoader):
     """A stateful loader that refuses a state which it cannot continue exactly."""
 
+    allow_other_data = False
+
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"facts": self._facts()}
+        return super().state_dict() | {"facts": self._facts(), "data": self._data()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where the state was taken.
+
+        Raises:
+            UserError: the data or the settings are others; names which, then and now.
+        """
+        saved, now = state_dict.get("data", {}), self._data()
+        for name in {**saved, **now} if saved and not self.allow_other_data else ():
+            if saved.get(name) != now.get(name):
+                raise UserError(
+                    f"resume: the data is not that of the checkpoint: {name} was {saved.get(name, 'not there')}, it is "
+                    f"now {now.get(name, 'not there')}; {_WAYS}, or let it go on at the same place of the new data "
+                    "(data.allow_other_data=true)"
+                )
         saved, facts = state_dict.get("facts", {}), self._facts()
         for name, value in facts.items():
-            if name in saved and saved[name] != value:
+            if name in saved and saved[name] != value and not (name == "rows" and self.allow_other_data):
                 raise UserError(
-                    f"resume: the checkpoint was written with data {name}={saved[name]}, this run has {value}; "
-                    "use the same data settings, or start from its weights alone (model.init_from)"
+                    f"resume: the checkpoint was written with data {name}={saved[name]}, this run has {value}; {_WAYS}"
                 )
         super().load_state_dict(state_dict)
 
@@ -148,6 +179,10 @@ class _Loader(StatefulDataLoader):
             "world_size": sampler.num_replicas,
         }
 
+    def _data(self) -> dict[str, str]:
+        rows = self.dataset.rows  # type: ignore[attr-defined]
+        return rows.fingerprint() if hasattr(rows, "fingerprint") else {}
+
 
 class EpochSampler(DistributedSampler):
     """Yields (epoch, index) for this rank's share of an epoch, and remembers where it is.
@@ -159,9 +194,12 @@ class EpochSampler(DistributedSampler):
     resumed run has fetched its first batch. It derives from DistributedSampler lest Lightning puts one in its place.
     """
 
-    def __init__(self, num_rows: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, num_rows: int, rank: int = 0, world_size: int = 1, begin: Callable[[int], None] | None = None
+    ) -> None:
         super().__init__(range(num_rows), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.num_rows, self.next_epoch = num_rows, 0
+        self.begin = begin or (lambda epoch: None)
 
     def set_epoch(self, epoch: int) -> None:
         pass  # see the class: our own count is the right one
@@ -184,6 +222,7 @@ class _EpochIterator(Iterator):
         if self.epoch < 0:
             self.epoch = self.sampler.next_epoch
             self.sampler.next_epoch += 1
+            self.sampler.begin(self.epoch)
         if self.place >= len(self.sampler):
             raise StopIteration
         index = self.place * self.sampler.num_replicas + self.sampler.rank
@@ -196,6 +235,8 @@ class _EpochIterator(Iterator):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.place = state["epoch"], state["place"]
         self.sampler.next_epoch = state["next_epoch"]
+        if self.epoch >= 0:
+            self.sampler.begin(self.epoch)
 
 
 class _RowDataset(Dataset):

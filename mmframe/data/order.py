@@ -53,3 +53,50 @@ def _mix(value: Any) -> Any:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+def hash_of(values: np.ndarray, *key: int) -> np.ndarray:
+    """uint64, as `values`: a pseudo-random number for each value (0 or more), from the value and the key alone."""
+    state = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for part in key:
+            state = _mix(state + np.uint64((part + 1) * _GOLDEN % 2**64))
+        return _mix(state + (np.asarray(values).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+
+
+class Shuffle:
+    """A permutation of 0..count-1 that is computed, not stored: any place of a billion costs the same few steps.
+
+    A Feistel network of six rounds over the next power of four permutes a little more than `count` numbers; a result
+    outside is sent through again until it lies inside (cycle walking; Black and Rogaway, 2002, "Ciphers with Arbitrary
+    Finite Domains"). `permutation` sorts instead, and takes memory for all of them.
+
+    Args:
+        count: how many numbers.
+        key: everything the order depends on.
+    """
+
+    def __init__(self, count: int, *key: int) -> None:
+        self.count, self.key = count, key
+        self._bits = np.uint64(max(1, (max(count - 1, 1).bit_length() + 1) // 2))
+        self._mask = np.uint64(2 ** int(self._bits) - 1)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """int64, as `places`: the number at each place.
+
+        Raises:
+            IndexError: a place is not in 0..count-1.
+        """
+        places = np.asarray(places)
+        if places.size and not (0 <= places.min() and places.max() < self.count):
+            raise IndexError(f"places {places.min()}..{places.max()} of a shuffle of {self.count}")
+        found = self._rounds(places.astype(np.uint64))
+        while (outside := found >= self.count).any():
+            found[outside] = self._rounds(found[outside])
+        return found.astype(np.int64)
+
+    def _rounds(self, values: np.ndarray) -> np.ndarray:
+        left, right = values >> self._bits, values & self._mask
+        for number in range(6):
+            left, right = right, left ^ (hash_of(right, *self.key, number) & self._mask)
+        return (left << self._bits) | right

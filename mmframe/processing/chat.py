@@ -13,7 +13,7 @@ from mmframe import images as pictures
 from mmframe.batch import IGNORE, Sample
 from mmframe.contracts import Component, PatchEmbedder
 from mmframe.errors import UserError
-from mmframe.processing.row import PLACEHOLDER, Row
+from mmframe.processing.row import PLACEHOLDER, Row, Tally
 from mmframe.processing.templates import TemplateName, get_template
 from mmframe.processing.tokenizer import Tokenizer
 from mmframe.registry import register
@@ -118,14 +118,8 @@ class ChatProcessor(Component):
         Raises:
             UserError: no questions, or a question holds <image>.
         """
-        if not questions:
-            raise UserError(f"sample {key!r}: no questions")
-        row = self._trunk(images, embedder, max_tiles, key)
-        for number, (question, answer) in enumerate(questions, 1):
-            if len(questions) > 1:  # one question is no branch: plain causal attention is enough
-                row.start_branch(number)
-            self._ask(row, question)
-            self._answer(row, answer.strip(), last=True)
+        row = Row(self, images, embedder, max_tiles, key)
+        self._write_branches(row, questions)
         return row.sample()
 
     def encode_shared_prompt(
@@ -141,7 +135,8 @@ class ChatProcessor(Component):
         Trunk + rest k is what `encode_prompt` makes of question k; positions of the rest go on from the trunk's end.
         The trunk need run only once, into a cache (see mmframe.generation.prefill).
         """
-        trunk = self._trunk(images, embedder, max_tiles, key)
+        trunk = Row(self, images, embedder, max_tiles, key)
+        self._write_trunk(trunk)
         rests = []
         for question in questions:
             rest = Row(self, (), embedder, max_tiles, key, position=len(trunk.ids))
@@ -183,9 +178,40 @@ class ChatProcessor(Component):
 
     def encode_text(self, text: str, key: str = "") -> Sample:
         """A row of plain text where every token after the first is supervised (language modelling, text NLL)."""
-        bos = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
-        ids = bos + self.tokenizer.encode(text)
+        ids = self._plain(text)
         return Sample.from_ids(ids, labels=[*ids[1:], IGNORE][: len(ids)], key=key)
+
+    def tally(
+        self,
+        row: Sequence[Turn] | Sequence[tuple[str, str]] | str,
+        tiles: Sequence[int],
+        embedder: PatchEmbedder | None,
+        key: str = "",
+    ) -> Tally:
+        """What a row will hold, counted from its text and the tiles of its pictures: nothing is decoded.
+
+        Args:
+            row: what `encode` (turns), `encode_branches` (pairs) or `encode_text` (a text) would be given.
+            tiles: number of tiles of each picture.
+            embedder: says how many slots a tile needs.
+            key: name of the sample in error messages.
+
+        Raises:
+            UserError: as the encoding would.
+        """
+        count = Tally(self, tiles, embedder, 1, key)  # type: ignore[arg-type]
+        if isinstance(row, str):
+            count.tokens = len(self._plain(row))
+            count.supervised_tokens = max(0, count.tokens - 1)
+        elif row and isinstance(row[0], Mapping):
+            self._write(count, _alternating(row, len(tiles), key))  # type: ignore[arg-type]
+        else:
+            self._write_branches(count, row)  # type: ignore[arg-type]
+        return count
+
+    def _plain(self, text: str) -> list[int]:
+        bos = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
+        return bos + self.tokenizer.encode(text)
 
     @property
     def _after_image(self) -> str:
@@ -209,17 +235,23 @@ class ChatProcessor(Component):
             row.text(self.template.user_end, special=True)
         row.check_all_placed()
 
-    def _trunk(
-        self, images: Sequence[Image.Image | Tensor], embedder: PatchEmbedder | None, max_tiles: int, key: str
-    ) -> Row:
+    def _write_branches(self, row: Row, questions: Sequence[tuple[str, str]]) -> None:
+        if not questions:
+            raise UserError(f"sample {row.key!r}: no questions")
+        self._write_trunk(row)
+        for number, (question, answer) in enumerate(questions, 1):
+            if len(questions) > 1:  # one question is no branch: plain causal attention is enough
+                row.start_branch(number)
+            self._ask(row, question)
+            self._answer(row, answer.strip(), last=True)
+
+    def _write_trunk(self, row: Row) -> None:
         """What questions about the same images share: everything before the question."""
-        row = Row(self, images, embedder, max_tiles, key)
         self._open(row, self.system)
         row.text(self.template.user_start, special=True)
-        for index in range(len(images)):
+        for index in range(len(row.images)):
             row.image(index)
             row.text(self._after_image, special=False)
-        return row
 
     def _open(self, row: Row, system: str) -> None:
         if self.template.bos:

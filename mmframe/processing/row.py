@@ -115,3 +115,29 @@ class Row:
         self.supervised += [supervised] * count
         self.branches += [self.branch] * count
         self.blocks += [block] * count
+
+
+@dataclass
+class Tally(Row):
+    """Counts what a row would hold, and makes no column. `images` are the numbers of tiles of the pictures."""
+
+    tokens: int = 0
+    image_tokens: int = 0
+    supervised_tokens: int = 0
+    num_tiles: int = 0
+
+    def image(self, index: int) -> None:
+        self.images_placed += 1
+        if index >= len(self.images):
+            return
+        if self.embedder is None:
+            raise UserError(f"sample {self.key!r}: an image was given, but the model has no patch embedder")
+        tiles, side = int(self.images[index]), self.embedder.image_size  # type: ignore[call-overload]
+        slots = tiles * self.embedder.num_tokens(side, side)
+        self.num_tiles += tiles
+        self.image_tokens += slots
+        self.tokens += slots + len(self.processor.start_ids) + len(self.processor.end_ids)
+
+    def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
+        self.tokens += len(ids)
+        self.supervised_tokens += len(ids) if supervised else 0
