@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from mmframe.kinds import TokenKind
 
 IGNORE = -100
 """Label of a position that is not supervised."""
+COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks")
+"""What a row says of each of its tokens. None holds floats, so that a trainer that casts its batches (bf16-true) rounds
+pixels and nothing else."""
 
 
 @dataclass
@@ -26,11 +29,14 @@ class Sample:
     kinds      int8, TokenKind
     labels     int64, already shifted: labels[i] is the token to predict AT position i, or IGNORE
     positions  int64, rotary positions; restart at 0 for each document; a branch goes on from its trunk's end
-    docs       int32, document in the row (packing); documents never see one another
+    docs       int32, document in the row (packing), never falling; documents never see one another
     branches   int32, 0 = trunk, seen by all; k > 0 = branch k, seen only by itself (questions that share an image)
     blocks     int32, index of the image in the row, counting from 0, for IMAGE slots (and its queries); -1 elsewhere
-    weights    float32, weight of the token's loss
-    tiles      float32 [n, 3, h, w], normalised pixels of all images of the row, in order
+    tiles      [n, 3, h, w], pixels of all images of the row, in order: float32, normalised; or uint8, as they were cut,
+               to be normalised on the device (a quarter of the bytes to move)
+    image_tiles  number of tiles of each image
+    left_out     records that should stand in the row and could not be read
+    num_records  records of the row, those left out among them
     """
 
     key: str
@@ -41,8 +47,8 @@ class Sample:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
-    weights: Tensor
     tiles: Tensor
+    image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
     num_records: int = 1
 
@@ -54,7 +60,6 @@ class Sample:
         """One row of several samples, each a document of its own; a row without tokens if there are none."""
         parts = list(samples) or [cls.from_ids([])]
         images = [int(s.blocks.max()) + 1 if len(s) else 0 for s in parts]
-        columns = ("ids", "kinds", "labels", "positions", "branches", "weights")
         blocks = [torch.where(s.blocks >= 0, s.blocks + sum(images[:n]), -1) for n, s in enumerate(parts)]
         tiles = [s.tiles for s in parts if s.tiles.shape[0]]
         return cls(
@@ -62,9 +67,12 @@ class Sample:
             docs=torch.cat([torch.full_like(s.docs, n) for n, s in enumerate(parts)]),
             blocks=torch.cat(blocks),
             tiles=torch.cat(tiles) if tiles else parts[0].tiles,
+            image_tiles=tuple(count for s in parts for count in s.image_tiles),
             left_out=left_out,
             num_records=num_records,
-            **{name: torch.cat([getattr(s, name) for s in parts]) for name in columns},
+            **{
+                name: torch.cat([getattr(s, name) for s in parts]) for name in COLUMNS if name not in ("docs", "blocks")
+            },
         )
 
     @classmethod
@@ -78,8 +86,8 @@ class Sample:
         docs: Sequence[int] | Tensor | None = None,
         branches: Sequence[int] | Tensor | None = None,
         blocks: Sequence[int] | Tensor | None = None,
-        weights: Sequence[float] | Tensor | None = None,
         tiles: Tensor | None = None,
+        image_tiles: tuple[int, ...] = (),
         key: str = "",
     ) -> Sample:
         """A row from token ids; what is left out is one text document without labels.
@@ -89,34 +97,51 @@ class Sample:
         ids_t = torch.as_tensor(ids, dtype=torch.int64)
         t = ids_t.numel()
 
-        def column(given: Sequence | Tensor | None, default: Tensor, dtype: torch.dtype) -> Tensor:
-            value = default.to(dtype) if given is None else torch.as_tensor(given, dtype=dtype)
+        def column(given: Sequence | Tensor | None, default: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+            value = default().to(dtype) if given is None else torch.as_tensor(given, dtype=dtype)
             if value.shape != (t,):
                 raise UserError(f"sample {key!r}: a column has shape {tuple(value.shape)}, expected ({t},)")
             return value
 
-        kinds_t = column(kinds, torch.full((t,), TokenKind.TEXT), torch.int8)
-        is_image = kinds_t == TokenKind.IMAGE
-        starts = is_image & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_image[:-1]])[:t]
-        runs = torch.where(is_image, starts.cumsum(0) - 1, -1)
-        zeros = torch.zeros(t)
+        def zeros() -> Tensor:
+            return torch.zeros(t)
+
+        def runs() -> Tensor:
+            is_image = kinds_t == TokenKind.IMAGE
+            starts = is_image & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_image[:-1]])[:t]
+            return torch.where(is_image, starts.cumsum(0) - 1, -1)
+
+        kinds_t = column(kinds, lambda: torch.full((t,), TokenKind.TEXT), torch.int8)
         return cls(
             key=key,
             ids=ids_t,
             kinds=kinds_t,
-            labels=column(labels, torch.full((t,), IGNORE), torch.int64),
-            positions=column(positions, torch.arange(t), torch.int64),
+            labels=column(labels, lambda: torch.full((t,), IGNORE), torch.int64),
+            positions=column(positions, lambda: torch.arange(t), torch.int64),
             docs=column(docs, zeros, torch.int32),
             branches=column(branches, zeros, torch.int32),
             blocks=column(blocks, runs, torch.int32),
-            weights=column(weights, torch.ones(t), torch.float32),
             tiles=torch.zeros(0, 3, 1, 1) if tiles is None else tiles,
+            image_tiles=image_tiles,
         )
+
+
+ON_HOST = ("kinds", "doc_lengths", "doc_branched", "doc_images")
+"""Tensors of a batch that stay on the host: plan and layout are made of them, and no layer waits for them."""
 
 
 @dataclass
 class Batch:
-    """Rows concatenated, no padding. `kinds` stays on the host, where the routing plan is made."""
+    """Rows concatenated, no padding. A row may be empty, and all may: a step of nothing, whose gradients are zero.
+
+    doc_lengths        int64 [documents] on the host: their tokens, in order
+    doc_branched       bool [documents] on the host: the document has branches
+    doc_images         bool [documents] on the host: the document has image blocks
+    supervised         int64 [S], host-made indices of the supervised tokens
+    supervised_counts  int64 [S], host-made: how many tokens are supervised in the same branch of the same document:
+                       questions that share an image are samples of their own
+    image_slots        int64 [N], host-made indices of the IMAGE slots
+    """
 
     ids: Tensor
     kinds: Tensor
@@ -125,14 +150,17 @@ class Batch:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
-    weights: Tensor
     tiles: Tensor
     row_lengths: tuple[int, ...]
     row_tiles: tuple[int, ...]
-    supervised: Tensor  # int64 [S], host-made indices of the supervised tokens
-    image_slots: Tensor  # int64 [N], host-made indices of the IMAGE slots
-    structured: bool  # some row has several documents or branches: plain causal attention is not enough
+    doc_lengths: Tensor
+    doc_branched: Tensor
+    doc_images: Tensor
+    supervised: Tensor
+    supervised_counts: Tensor
+    image_slots: Tensor
     keys: tuple[str, ...] = field(default=())
+    image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
     num_records: int = 0
 
@@ -149,50 +177,63 @@ class Batch:
         """Rows -> batch.
 
         Raises:
-            UserError: a batch without tokens, or tiles of different sizes in one batch.
+            UserError: no rows, tiles of different sizes in one batch, or documents of a row out of order.
         """
-        if not samples or not sum(len(s) for s in samples):
-            raise UserError("batch: no tokens; every row is empty")
-        kinds = torch.cat([s.kinds for s in samples])
-        labels = torch.cat([s.labels for s in samples])
-        weights = torch.cat([s.weights for s in samples])
+        if not samples:
+            raise UserError("batch: no rows")
         tiles = [s.tiles for s in samples if s.tiles.shape[0]]
         sizes = {tuple(t.shape[2:]) for t in tiles}
         if len(sizes) > 1:
             raise UserError(
                 f"batch: tiles of different sizes {sorted(sizes)} in one batch; use one tile size per stage"
             )
-        docs = torch.cat([s.docs for s in samples])
-        branches = torch.cat([s.branches for s in samples])
+        columns = {name: torch.cat([getattr(s, name) for s in samples]) for name in COLUMNS}
+        document_T = _documents(samples, columns["docs"])
+        doc_lengths = document_T.bincount()
+
+        def has(token_T: Tensor) -> Tensor:
+            return torch.zeros(len(doc_lengths), dtype=torch.bool).index_fill_(0, document_T[token_T], True)
+
+        supervised = (columns["labels"] != IGNORE).nonzero().flatten()
+        branch_S = columns["branches"][supervised].long()
+        _, sample_S = (document_T[supervised] + (branch_S << 32)).unique(return_inverse=True)
         return cls(
-            ids=torch.cat([s.ids for s in samples]),
-            kinds=kinds,
-            labels=labels,
-            positions=torch.cat([s.positions for s in samples]),
-            docs=docs,
-            branches=branches,
-            blocks=torch.cat([s.blocks for s in samples]),
-            weights=weights,
+            **columns,
             tiles=torch.cat(tiles) if tiles else torch.zeros(0, 3, 1, 1),
             row_lengths=tuple(len(s) for s in samples),
             row_tiles=tuple(s.tiles.shape[0] for s in samples),
-            supervised=((labels != IGNORE) & (weights != 0)).nonzero().flatten(),
-            image_slots=(kinds == TokenKind.IMAGE).nonzero().flatten(),
-            structured=bool(docs.any() or branches.any()),
+            doc_lengths=doc_lengths,
+            doc_branched=has(columns["branches"] != 0),
+            doc_images=has(columns["blocks"] >= 0),
+            supervised=supervised,
+            supervised_counts=sample_S.bincount()[sample_S],
+            image_slots=(columns["kinds"] == TokenKind.IMAGE).nonzero().flatten(),
             keys=tuple(s.key for s in samples),
+            image_tiles=tuple(count for s in samples for count in s.image_tiles),
             left_out=tuple(bad for s in samples for bad in s.left_out),
             num_records=sum(s.num_records for s in samples),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Moves the tensors that layers use; `kinds` stays on the host (see Plan)."""
+        """Moves the tensors that layers use."""
         moved = {
             name: value.to(device, non_blocking=non_blocking)
             for name, value in vars(self).items()
-            if isinstance(value, Tensor) and name != "kinds"
+            if isinstance(value, Tensor) and name not in ON_HOST
         }
         return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **pinned)
+
+
+def _documents(samples: Sequence[Sample], docs_T: Tensor) -> Tensor:
+    """Number of each token's document, over all rows: [T]."""
+    row_T = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s) for s in samples]))
+    same_row, step = row_T[1:] == row_T[:-1], docs_T[1:] - docs_T[:-1]
+    if bool((falls := same_row & (step < 0)).any()):
+        key = samples[int(row_T[int(falls.nonzero()[0])])].key
+        raise UserError(f"sample {key!r}: the documents of a row stand one after another, but `docs` falls in it")
+    begins = torch.cat([torch.ones(min(1, len(docs_T)), dtype=torch.bool), ~same_row | (step != 0)])
+    return begins.cumsum(0) - 1

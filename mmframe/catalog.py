@@ -112,10 +112,21 @@ class Sources:
         nodes = (node for node in self._tree[file].body if isinstance(node, ast.ClassDef))
         return {node.name: _Class(node, file, self.files[file]) for node in nodes}
 
+    def _imported_from(self, name: str, file: Path) -> str | None:
+        """The module that a file imports a name from."""
+        for node in self._tree[file].body:
+            if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+                return node.module
+        return None
+
     def find(self, name: str, near: Path) -> _Class | None:
-        """The class of this name: in the same file, else the first one of the packages."""
+        """The class of this name: in the same file, or where it is imported from, else the first of the packages."""
         if found := self.classes(near).get(name):
             return found
+        module = self._imported_from(name, near)
+        for file in (file for file, known in self.files.items() if known == module):
+            if found := self.classes(file).get(name):
+                return found
         pattern = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
         for file in self.files:
             if pattern.search(self.text(file)):
@@ -140,7 +151,9 @@ class Sources:
             if base is not None and base.node is not cls.node:
                 inherited = self.signature(base, (*seen, name))
                 if inherited.arguments or inherited.open:
-                    return Signature({**inherited.arguments, **own}, inherited.open)
+                    given = _given_to_base(init, list(inherited.arguments)) if init is not None else set()
+                    passed_on = {n: a for n, a in inherited.arguments.items() if n not in given | own.keys()}
+                    return Signature({**own, **passed_on}, inherited.open)
         return Signature(own, init is not None and init.args.kwarg is not None)
 
     def entries(self) -> Iterator[Entry]:
@@ -160,6 +173,15 @@ class Sources:
                         signature=self.signature(cls),
                         bases=tuple(_dotted(base).split(".")[-1] for base in cls.node.bases),
                     )
+
+
+def _given_to_base(init: ast.FunctionDef, names: list[str]) -> set[str]:
+    """Of the base's arguments, those that `super().__init__(...)` gives itself: the caller cannot."""
+    given: set[str] = set()
+    for node in ast.walk(init):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
+            given |= set(names[: len(node.args)]) | {word.arg for word in node.keywords if word.arg}
+    return given
 
 
 def _called(node: ast.expr) -> ast.expr:

@@ -22,6 +22,22 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+class BadRecord(UserError):
+    """A record that cannot be learnt from. It is left out, counted and written down, never replaced.
+
+    Args:
+        reason: A few words by which such records are counted: "picture missing", "no answer".
+        message: One line: which record, which file, what is wrong.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple:  # it may come out of another process
+        return type(self), (self.reason, str(self))
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Returns "did you mean 'x'?" for the option closest to `word`, or "" when nothing is near.
 

@@ -207,7 +207,8 @@ def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = T
         thumbnail: append the whole picture as the last tile when the grid has more than one.
 
     Returns:
-        Tiles in row-major order, uint8 [count, 3, tile, tile], count as `count_tiles` says.
+        Tiles in row-major order, uint8 [count, 3, tile, tile], count as `count_tiles` says; channels last in memory, as
+        pictures are.
     """
     image = to_rgb(image)
     cols, rows = choose_grid(image.width, image.height, tile, max_tiles)
@@ -216,7 +217,7 @@ def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = T
     tiles = whole.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(rows * cols, tile, tile, 3)
     if thumbnail and rows * cols > 1:
         tiles = np.concatenate([tiles, _resize(image, tile, tile)[None]])
-    return torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(tiles.transpose(0, 3, 1, 2))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
@@ -227,7 +228,7 @@ def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
 
 
 def normalize(tiles: Tensor, mean: tuple[float, ...], std: tuple[float, ...], subtract_median: bool = False) -> Tensor:
-    """uint8 tiles [count, 3, H, W] to float32: (pixel / 255 - mean) / std for each channel.
+    """uint8 tiles [count, 3, H, W] to float32, contiguous: (pixel / 255 - mean) / std for each channel.
 
     Args:
         tiles: the tiles of ONE picture.
@@ -235,8 +236,9 @@ def normalize(tiles: Tensor, mean: tuple[float, ...], std: tuple[float, ...], su
         std: per channel, in units of 0..1.
         subtract_median: first take away the picture's own median colour, so that a flat background becomes zero.
     """
-    pixels = tiles.float().div_(255)
+    pixels = tiles.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     if subtract_median:
         median = pixels.transpose(0, 1).reshape(pixels.shape[1], -1).median(dim=1).values
         pixels.sub_(median.view(1, -1, 1, 1))
-    return pixels.sub_(torch.tensor(mean).view(1, -1, 1, 1)).div_(torch.tensor(std).view(1, -1, 1, 1))
+    mean_C, std_C = (torch.tensor(values, device=tiles.device).view(1, -1, 1, 1) for values in (mean, std))
+    return pixels.sub_(mean_C).div_(std_C)

@@ -1,6 +1,10 @@
-"""Attention geometry of one batch: where tokens stand in the rows, who sees whom, rotary angles.
+"""Attention geometry of one batch: where tokens stand in the padded grids, who sees whom, rotary angles.
 
-B rows, L longest row, K longest row of keys (with a cache: past and present), T tokens in plan order.
+Without a cache the sequences are documents: they never see one another, so each is a row of its own, and a packed row
+costs what its documents cost. With a cache they are its rows.
+
+N sequences of the batch, B of a group, L the longest of these, K columns of keys (with a cache: past and present),
+C cells of all groups, T tokens in plan order.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from torch import Tensor
 from mmframe.batch import Batch
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.length_groups import length_groups
 from mmframe.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,78 +48,141 @@ class _Gather(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Made once per batch, used by every layer. Cells are the places of the padded grid [B, L].
+class Group:
+    """Sequences of similar length in one padded grid [B, L]: one call of attention in each layer.
 
-    rows, columns     int64 [T]: row and column of each token; a cache puts past columns before
-    to_grid           int64 [B*L]: plan place of the token in each cell; a padding cell repeats place 0
-    from_grid         int64 [T]: cell of each token
-    holes             int64 [padding cells] or None
-    slots             int64 [T] or None: row x capacity + column, each token's place in a cache, rows one after another
-    context           K: columns of keys in use
-    mask              bool [B, 1, L, K], True = may attend; None = plain causal attention
-    cos, sin          [T, 1, head_dim] rotary angles
-    key_cos, key_sin  [B, K, 1, head_dim], only for a cache of raw keys
-    direct            one token in each row, in order: the grid is the tokens, nothing is gathered
+    Plain causal attention runs on flash kernels that torch brings along. So documents of different lengths need no
+    kernel that must be built first (flash-attn) or compiled (FlexAttention): those could save no more than the padding
+    that is left in the groups.
+
+    mask  bool [B, 1, L, K], True = may attend; None = plain causal attention
     """
 
     num_rows: int
     length: int
-    rows: Tensor
-    columns: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def cells(self) -> int:
+        return self.num_rows * self.length
+
+
+@dataclass(frozen=True)
+class _Sequences:
+    """What stands in the grids. All of it on the host.
+
+    lengths  int64 [N], tokens in this call
+    past     int64 [N], tokens before it
+    turning  int64 [N], lengths that the rotary angles are those of
+    groups   the members of each group
+    masked   of each group: whether plain causal attention is not enough
+    """
+
+    lengths: Tensor
+    past: Tensor
+    turning: Tensor
+    groups: list[Tensor]
+    masked: list[bool]
+
+    @classmethod
+    def documents(cls, batch: Batch, masked: Tensor) -> _Sequences:
+        lengths = batch.doc_lengths
+        groups = length_groups(lengths, masked)
+        return cls(lengths, torch.zeros_like(lengths), lengths, groups, [bool(masked[group].any()) for group in groups])
+
+    @classmethod
+    def rows(cls, batch: Batch, masked: Tensor, cache: KVCache) -> _Sequences:
+        lengths, past = torch.tensor(batch.row_lengths), torch.tensor(cache.lengths)
+        # a prompt that comes in pieces turns by the length of the whole
+        turning = (past + lengths).maximum(torch.tensor(cache.expected))
+        packed = len(batch.doc_lengths) > int((lengths > 0).sum())
+        begun = any(cache.lengths)  # a row that begins sees nothing but itself
+        return cls(lengths, past, turning, [torch.arange(len(lengths))], [packed or begun or bool(masked.any())])
+
+    def cells(self) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        """Rows and columns of each grid; the token in each cell [C], and whether the cell is padding. Padding repeats
+        the last token of its own sequence, so that nothing of a neighbour, not even a NaN, comes near."""
+        start = self.lengths.cumsum(0) - self.lengths
+        shapes, tokens, holes = [], [], []
+        for group in self.groups:
+            lengths_B1 = self.lengths[group, None]
+            column_L = torch.arange(int(lengths_B1.max()) if len(group) else 0)
+            tokens.append((start[group, None] + column_L.minimum(lengths_B1 - 1)).clamp(min=0))
+            holes.append(column_L >= lengths_B1)
+            shapes.append((len(group), len(column_L)))
+        return shapes, torch.cat([t.flatten() for t in tokens]), torch.cat([h.flatten() for h in holes])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Made once per batch, used by every layer. Cells are the places of the groups' grids, one grid after another.
+
+    to_grid           int64 [C]: plan place of the token in each cell
+    from_grid         int64 [T]: cell of each token
+    holes             int64 [padding cells] or None
+    cos, sin          [T, 1, head_dim] rotary angles
+    direct            the cells are the tokens, in order: nothing is gathered
+    context           K, with a cache
+    slots             int64 [T], with a cache: row x capacity + column, each token's place in it
+    key_cos, key_sin  [B, K, 1, head_dim], with a cache of raw keys
+    """
+
+    groups: tuple[Group, ...]
     to_grid: Tensor
     from_grid: Tensor
     holes: Tensor | None
-    context: int
-    mask: Tensor | None
     cos: Tensor
     sin: Tensor
+    direct: bool = False
+    context: int = 0
+    slots: Tensor | None = None
     key_cos: Tensor | None = None
     key_sin: Tensor | None = None
-    slots: Tensor | None = None
-    direct: bool = False
 
     @classmethod
     def build(
         cls, batch: Batch, plan: Plan, backbone: Backbone, dtype: torch.dtype, cache: KVCache | None = None
     ) -> Layout:
-        """Host arithmetic on row lengths and the plan; the mask is computed on the device."""
-        device = batch.ids.device
-        lengths = torch.tensor(batch.row_lengths)
-        num_rows, length = batch.num_rows, int(lengths.max())
-        past = torch.tensor(cache.lengths if cache else [0] * num_rows)
-        row_T = torch.arange(num_rows).repeat_interleave(lengths)
-        local_T = torch.arange(batch.num_tokens) - (lengths.cumsum(0) - lengths)[row_T]
-        cell_T = row_T * length + local_T  # sequence order, on the host
-        order, inverse = plan.order_host, plan.inverse_host
-        to_grid = torch.zeros(num_rows * length, dtype=torch.int64)
-        to_grid[cell_T] = torch.arange(batch.num_tokens) if inverse is None else inverse
-        is_hole = torch.ones(num_rows * length, dtype=torch.bool)
-        is_hole[cell_T] = False
+        """Host arithmetic on lengths and the plan; masks are computed on the device."""
+        device, order, inverse = batch.ids.device, plan.order_host, plan.inverse_host
 
         def planned(x_T: Tensor) -> Tensor:
             return (x_T if order is None else x_T[order]).to(device)
 
-        context_B = past + lengths
-        # a prompt that comes in pieces turns by the length of the whole
-        angle_B = context_B if cache is None else context_B.maximum(torch.tensor(cache.expected))
-        cos, sin = backbone.rope(plan.sort(batch.positions), planned(angle_B[row_T]))
-        column_T = local_T + past[row_T]
+        masked = batch.doc_branched
+        if backbone.attention == "image_bidirectional":
+            masked = masked | batch.doc_images
+        of = _Sequences.documents(batch, masked) if cache is None else _Sequences.rows(batch, masked, cache)
+        shapes, token_C, is_hole_C = of.cells()
+        cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
+        cell_T[token_C[~is_hole_C]] = (~is_hole_C).nonzero().flatten()
+        sequence_T = torch.arange(len(of.lengths)).repeat_interleave(of.lengths)
+        cos, sin = backbone.rope(plan.sort(batch.positions), planned(of.turning[sequence_T]))
         layout = cls(
-            num_rows=num_rows,
-            length=length,
-            rows=planned(row_T),
-            columns=planned(column_T),
-            to_grid=to_grid.to(device),
+            groups=tuple(Group(*shape) for shape in shapes),
+            to_grid=(token_C if inverse is None else inverse[token_C]).to(device),
             from_grid=planned(cell_T),
-            holes=is_hole.nonzero().flatten().to(device) if bool(is_hole.any()) else None,
-            context=int(context_B.max()),
-            mask=None,
+            holes=is_hole_C.nonzero().flatten().to(device) if bool(is_hole_C.any()) else None,
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
-            slots=None if cache is None else planned(row_T * cache.capacity + column_T),
+            direct=order is None and torch.equal(token_C, torch.arange(batch.num_tokens)),
         )
-        return layout._with_mask(batch, plan, backbone, past.to(device), angle_B.to(device), dtype, cache)
+        if cache is None and not any(of.masked):
+            return layout
+        facts = torch.stack([batch.docs.long(), batch.branches.long(), batch.blocks.long(), batch.positions])
+        if plan.order is not None:
+            facts = facts[:, plan.order]
+        if cache is not None:
+            before_N = of.past - (of.lengths.cumsum(0) - of.lengths)
+            rows, columns = planned(sequence_T), planned(torch.arange(batch.num_tokens) + before_N[sequence_T])
+            layout = replace(layout, context=int((of.past + of.lengths).max()), slots=rows * cache.capacity + columns)
+            images_before = torch.tensor(cache.num_images, device=device)[rows]
+            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
+            cache.describe(rows, columns, plan.sort(batch.kinds.to(device)), facts)
+            if cache.raw_keys:
+                positions_BK = cache.table[3, :, : layout.context]
+                layout = layout._with_key_angles(backbone, positions_BK, of.turning.to(device), dtype)
+        return layout._with_masks(of, facts, backbone.attention, cache)
 
     @classmethod
     def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
@@ -129,72 +197,54 @@ class Layout:
         facts = torch.stack([doc, branch, torch.full_like(doc, -1), position + 1])
         cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
         key = cache.table[:, :, :context]
+        mask = may_attend(facts[:, :, None], key, columns, backbone.attention)[:, None]
         cos, sin = backbone.rope(facts[3], columns + 1)
         layout = cls(
-            num_rows=cache.num_rows,
-            length=1,
-            rows=rows,
-            columns=columns,
+            groups=(Group(cache.num_rows, 1, mask),),
             to_grid=rows,
             from_grid=rows,
             holes=None,
-            context=context,
-            mask=may_attend(facts[:, :, None], key, columns, backbone.attention)[:, None],
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
-            slots=rows * cache.capacity + columns,
             direct=True,
+            context=context,
+            slots=rows * cache.capacity + columns,
         )
         return layout._with_key_angles(backbone, key[3], columns + 1, dtype) if cache.raw_keys else layout
 
-    def grid(self, x_T: Tensor) -> Tensor:
-        """[T, ...] in plan order -> [B, L, ...]."""
-        if self.direct:
-            return x_T[:, None]
-        y: Tensor = _Gather.apply(x_T, self.to_grid, self.from_grid, None)  # type: ignore[assignment]
-        return y.view(self.num_rows, self.length, *x_T.shape[1:])
+    def grid(self, x_T: Tensor) -> list[Tensor]:
+        """[T, ...] in plan order -> [B, L, ...] of each group."""
+        cells: Tensor = x_T if self.direct else _Gather.apply(x_T, self.to_grid, self.from_grid, None)  # type: ignore
+        parts = cells.split([group.cells for group in self.groups]) if len(self.groups) > 1 else [cells]
+        return [
+            part.view(group.num_rows, group.length, *x_T.shape[1:])
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
 
-    def ungrid(self, x_BL: Tensor) -> Tensor:
-        """[B, L, ...] -> [T, ...] in plan order; padding cells are dropped."""
+    def ungrid(self, parts: list[Tensor]) -> Tensor:
+        """[B, L, ...] of each group -> [T, ...] in plan order; padding cells are dropped."""
+        cells = [part.flatten(0, 1) for part in parts]
+        flat = torch.cat(cells) if len(cells) > 1 else cells[0]
         if self.direct:
-            return x_BL[:, 0]
-        flat = x_BL.reshape(self.num_rows * self.length, *x_BL.shape[2:])
+            return flat
         return _Gather.apply(flat, self.from_grid, self.to_grid, self.holes)  # type: ignore[return-value]
 
-    def _with_mask(
-        self,
-        batch: Batch,
-        plan: Plan,
-        backbone: Backbone,
-        past: Tensor,
-        angle_B: Tensor,
-        dtype: torch.dtype,
-        cache: KVCache | None,
-    ) -> Layout:
-        """Adds the mask where plain causal attention is not enough, and tells the cache what its columns hold."""
-        bidirectional = backbone.attention == "image_bidirectional" and batch.image_slots.numel() > 0
-        begun = cache is not None and any(cache.lengths)  # a row that begins sees nothing but itself
-        plain = not batch.structured and not bidirectional and not begun
-        if cache is None and plain:
+    def _with_masks(self, of: _Sequences, facts: Tensor, attention: str, cache: KVCache | None) -> Layout:
+        """Adds the masks of the groups where plain causal attention is not enough."""
+        if not any(of.masked):
             return self
-        device = batch.ids.device
-        facts = torch.stack([batch.docs.long(), batch.branches.long(), batch.blocks.long(), batch.positions])
-        if plan.order is not None:
-            facts = facts[:, plan.order]
-        if cache is not None:  # images of earlier calls keep their own numbers
-            images_before = torch.tensor(cache.num_images, device=device)[self.rows]
-            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)
-            cache.describe(self.rows, self.columns, plan.sort(batch.kinds.to(device)), facts)
-        layout = self
-        if not plain:
-            query = torch.full((4, self.num_rows * self.length), -1, device=device)
-            query[:, self.from_grid] = facts
-            query = query.view(4, self.num_rows, self.length)
-            key = query if cache is None else cache.table[:, :, : self.context]
-            layout = replace(layout, mask=may_attend(query, key, past, backbone.attention)[:, None])
-        if cache is not None and cache.raw_keys:
-            layout = layout._with_key_angles(backbone, cache.table[3, :, : self.context], angle_B, dtype)
-        return layout
+        query = facts.new_full((4, len(self.to_grid)), -1)
+        query[:, self.from_grid] = facts
+        groups = []
+        parts = query.split([group.cells for group in self.groups], dim=1)
+        for group, part, members, masked in zip(self.groups, parts, of.groups, of.masked, strict=True):
+            if masked:
+                q = part.view(4, group.num_rows, group.length)
+                k = q if cache is None else cache.table[:, :, : self.context]
+                mask = may_attend(q, k, of.past[members].to(q.device), attention)
+                group = replace(group, mask=mask[:, None])
+            groups.append(group)
+        return replace(self, groups=tuple(groups))
 
     def _with_key_angles(
         self, backbone: Backbone, positions_BK: Tensor, lengths_B: Tensor, dtype: torch.dtype

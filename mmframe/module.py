@@ -24,6 +24,7 @@ from mmframe.contracts import (
     check_fp16,
 )
 from mmframe.data.base import MultimodalData
+from mmframe.data.loaders import refuse_inexact
 from mmframe.data.prompts import Prompt
 from mmframe.errors import UserError
 from mmframe.freezing import freeze
@@ -132,6 +133,9 @@ class MultimodalModule(pl.LightningModule):
         if stage == "fit":
             self.print_once(str(self.freezing_report))
 
+    def on_train_start(self) -> None:
+        refuse_inexact(self.trainer.fit_loop._combined_loader.flattened)  # type: ignore[union-attr]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that the optimiser step sees sum(loss) / sum(weights) of the whole
         global batch, however it is split over micro-batches and ranks."""
@@ -141,10 +145,11 @@ class MultimodalModule(pl.LightningModule):
             "image_tokens": batch.image_slots.numel(),
             "supervised": batch.supervised.numel(),
         }
-        mean = (total / weight.clamp(min=1e-8)).detach()
-        self.log("train/loss", mean, prog_bar=True, batch_size=max(1, batch.supervised.numel()))
+        mean = total / weight.clamp(min=1e-8)
+        if batch.supervised.numel():  # a mean of nothing is no loss of 0
+            self.log("train/loss", mean.detach(), prog_bar=True, batch_size=batch.supervised.numel())
         if self._whole_batch():
-            return total / weight.clamp(min=1e-8)
+            return mean
         self._weight_seen = weight.detach() if self._weight_seen is None else self._weight_seen + weight.detach()
         # Lightning divides by the micro-batches, DDP averages over ranks: undo both, divide in on_before_optimizer_step
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size

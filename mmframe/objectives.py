@@ -3,17 +3,21 @@
 S supervised tokens, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmframe.batch import Batch
 from mmframe.contracts import Objective
+from mmframe.errors import UserError, nearest
 from mmframe.registry import register
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}
 """Logits that are widened to fp32 at a time: what stays in a CPU's cache, what keeps a GPU busy."""
+Weighting = Literal["token", "sample", "sqrt"]
+EXPONENTS: dict[str, float] = {"token": 0.0, "sample": -1.0, "sqrt": -0.5}
+"""Of the number of a sample's supervised tokens: the weight of each of them."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -53,10 +57,28 @@ def cross_entropy(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
 
 @register("objective")
 class NextToken(Objective):
-    """Cross entropy of the next token at supervised positions; logits are computed nowhere else."""
+    """Cross entropy of the next token at supervised positions; logits are computed nowhere else.
+
+    The loss is sum(w ce) / sum(w) over the supervised tokens of the global batch, as in the released code
+    (`loss_reduction` of its packed data sets, where sqrt is called square).
+
+    Args:
+        weighting: w of a token in a sample with x supervised tokens: ``token`` 1; ``sample`` 1 / x, so that a long
+            answer counts no more than a short one; ``sqrt`` 1 / sqrt(x). Questions that share an image are samples of
+            their own.
+    """
+
+    def __init__(self, weighting: Weighting = "token") -> None:
+        super().__init__()
+        if weighting not in EXPONENTS:
+            hint = nearest(weighting, EXPONENTS)
+            raise UserError(
+                f"objective: weighting={weighting!r} is not known; {hint} use one of {', '.join(EXPONENTS)}"
+            )
+        self.weighting = weighting
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_SV = net(batch).logits
-        weights_S = batch.weights[batch.supervised].float()  # Lightning casts batches under bf16-true
+        weights_S = batch.supervised_counts.float() ** EXPONENTS[self.weighting]
         ce_S = cross_entropy(logits_SV, batch.labels[batch.supervised])
         return (weights_S * ce_S).sum(), weights_S.sum()

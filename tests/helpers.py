@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from components.backbones.internlm2 import InternLM2
 from components.backbones.llama import Llama
@@ -229,7 +229,7 @@ def fit(module: MultimodalModule, batches: Sequence[Batch], **options: Any) -> p
         use_distributed_sampler=False,
     )
     trainer = pl.Trainer(**(settings | options))
-    trainer.fit(module, DataLoader(list(batches), batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, StatefulDataLoader(list(batches), batch_size=None))  # type: ignore[arg-type]
     return trainer
 
 

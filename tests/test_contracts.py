@@ -25,6 +25,7 @@ from mmframe.catalog import of_kind
 from mmframe.checkpoints import CheckpointFormat, formats
 from mmframe.contracts import SITES, Backbone, Component, ExpertRouter, FreezingPolicy, Objective, PatchEmbedder
 from mmframe.convert import export_checkpoint
+from mmframe.data.source import Source
 from mmframe.errors import UserError
 from mmframe.experts import Experts
 from mmframe.freezing import freeze
@@ -55,6 +56,7 @@ CONTRACTS = {
     "objective": Objective,
     "optim": AdamWSchedule,
     "checkpoint": CheckpointFormat,
+    "source": Source,
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
 """Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
@@ -372,15 +374,22 @@ def test_objective_gives_sums_so_that_a_batch_can_be_split(cls: type) -> None:
 
 
 @every("objective")
-def test_objective_trains_the_patch_embedder_and_obeys_weights(cls: type) -> None:
+def test_objective_trains_the_patch_embedder(cls: type) -> None:
     net, objective = net_with_frozen_text(), make(cls)
-    given = batch("t[i]TT", "[ii]tTTT")
-    total, weight = objective(net, given)
+    total, weight = objective(net, batch("t[i]TT", "[ii]tTTT"))
     total.backward()
     gradient = net.get_parameter("patch_embedder.conv.weight").grad
     assert total.isfinite() and weight == 5 and gradient is not None and gradient.any()
-    given.weights *= 2
-    assert torch.allclose(objective(net, given)[0], 2 * total) and objective(net, given)[1] == 10
+
+
+@every("objective")
+def test_objective_of_a_batch_without_tokens_is_zero_and_so_are_gradients(cls: type) -> None:
+    net, objective = net_with_frozen_text(), make(cls)
+    total, weight = objective(net, batch("", ""))
+    total.backward()
+    assert total == weight == 0
+    assert net.get_parameter("patch_embedder.conv.weight").grad is not None
+    assert not any(p.grad.any() for p in net.parameters() if p.grad is not None)
 
 
 # ---- the optimisation component

@@ -29,9 +29,10 @@ def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) 
     """SDPA of torch with grouped keys; causal where there is no mask.
 
     Training on a CPU takes the plain formula instead: there the fused kernel's backward is slow on many short rows, and
-    torch's own plain path computes bf16 in fp32, which together is 12 ms a layer of the demo against 4 ms.
+    torch's own plain path computes bf16 in fp32, which together is 12 ms a layer of the demo against 4 ms. So does a
+    batch without tokens, of which the fused kernels need not make sense.
     """
-    if q_BHLd.device.type == "cpu" and torch.is_grad_enabled():
+    if q_BHLd.device.type == "cpu" and torch.is_grad_enabled() or not q_BHLd.numel():
         return _attend_plainly(q_BHLd, k_BHKd, v_BHKd, mask)
     B, H, L, d = q_BHLd.shape
     G = k_BHKd.shape[1]
@@ -50,10 +51,10 @@ def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor
         mask = torch.ones(L, K, dtype=torch.bool, device=q_BHLd.device).tril()
     hidden = torch.zeros_like(mask, dtype=q_BHLd.dtype).masked_fill(~mask, torch.finfo(q_BHLd.dtype).min)
     hidden = hidden.expand(B, H // G, L, K).reshape(B, 1, H // G * L, K)
-    scores = q_BHLd.reshape(B * G, -1, d) @ k_BHKd.reshape(B * G, K, d).transpose(1, 2)
-    scores = torch.add(hidden, scores.view(B, G, -1, K), alpha=d**-0.5)
+    scores = q_BHLd.reshape(B * G, H // G * L, d) @ k_BHKd.reshape(B * G, K, d).transpose(1, 2)
+    scores = torch.add(hidden, scores.view(B, G, H // G * L, K), alpha=d**-0.5)
     weights = scores.softmax(-1, dtype=torch.float32).to(q_BHLd.dtype)
-    return (weights.view(B * G, -1, K) @ v_BHKd.reshape(B * G, K, d)).view(B, H, L, d)
+    return (weights.view(B * G, H // G * L, K) @ v_BHKd.reshape(B * G, K, d)).view(B, H, L, d)
 
 
 class _Normalise(torch.autograd.Function):
@@ -146,15 +147,18 @@ class DecoderLayer(nn.Module):
             q, k = self.q_norm(q, plan), self.k_norm(k, plan)
         q = rotate(q, layout.cos, layout.sin)
         if cache is None:
-            k, v = layout.grid(rotate(k, layout.cos, layout.sin)), layout.grid(v)
+            keys, values = layout.grid(rotate(k, layout.cos, layout.sin)), layout.grid(v)
         elif layout.key_cos is not None and layout.key_sin is not None:
             k, v = cache.write(index, k, v, layout)
-            k = rotate(k, layout.key_cos, layout.key_sin)
+            keys, values = [rotate(k, layout.key_cos, layout.key_sin)], [v]
         else:
             k, v = cache.write(index, rotate(k, layout.cos, layout.sin), v, layout)
-        q, k, v = (t.transpose(1, 2) for t in (layout.grid(q), k, v))
-        y = attend(q, k, v, layout.mask)
-        return self.o(layout.ungrid(y.transpose(1, 2)).flatten(1), plan)
+            keys, values = [k], [v]
+        y = [
+            attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.mask).transpose(1, 2)
+            for group, q, k, v in zip(layout.groups, layout.grid(q), keys, values, strict=True)
+        ]
+        return self.o(layout.ungrid(y).flatten(1), plan)
 
 
 class Decoder(Backbone):

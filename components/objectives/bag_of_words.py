@@ -1,6 +1,6 @@
 """A warm start for the patch embedder: a picture's mean visual token should look like the words of its answers.
 
-N visual tokens, R rows of the batch, S supervised tokens, D hidden size, V vocabulary.
+N visual tokens, R documents of the batch, T tokens, S supervised tokens, D hidden size, V vocabulary.
 """
 
 import torch
@@ -15,7 +15,7 @@ from mmframe.registry import register
 
 @register("objective")
 class BagOfWords(Objective):
-    """Cosine of the row's mean visual token with every token embedding -> softmax -> the row's supervised words.
+    """Cosine of a document's mean visual token with every token embedding -> softmax -> its supervised words.
 
     No LLM layer runs and nothing is added to the model, so a step costs next to nothing, and the embedder starts out
     speaking in the directions of words that the frozen LLM already understands. This is not part of EViP: it stands
@@ -33,22 +33,23 @@ class BagOfWords(Objective):
         self._words_VD: Tensor | None = None
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        if not batch.tiles.shape[0]:
+        if batch.num_tokens and not batch.tiles.shape[0]:
             raise UserError(
                 f"objective BagOfWords: the batch of {batch.keys[0]!r} has no image; give it image data only"
             )
         visual_ND = net.patch_embedder(batch.tiles).float()  # type: ignore[operator]
-        lengths = torch.tensor(batch.row_lengths)
-        row_T = torch.arange(batch.num_rows).repeat_interleave(lengths).to(visual_ND.device)
-        mean_RD = visual_ND.new_zeros(batch.num_rows, visual_ND.shape[1])
-        mean_RD = mean_RD.index_add(0, row_T[batch.image_slots], visual_ND)  # the sum: a cosine does not see the length
+        num_documents = len(batch.doc_lengths)
+        document_T = torch.arange(num_documents).repeat_interleave(batch.doc_lengths).to(visual_ND.device)
+        mean_RD = visual_ND.new_zeros(num_documents, visual_ND.shape[1])
+        # the sum: a cosine does not see the length
+        mean_RD = mean_RD.index_add(0, document_T[batch.image_slots], visual_ND)
         cosine_RV = F.normalize(mean_RD, dim=-1) @ self._words(net).T
         logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
         labels_S = batch.labels[batch.supervised]
-        weights_S = batch.weights[batch.supervised].float()  # Lightning casts batches under bf16-true
+        weights_S = torch.ones_like(labels_S, dtype=torch.float32)
         for ignored in self.ignore_ids:
             weights_S = weights_S * (labels_S != ignored)
-        ce_S = -logp_RV[row_T[batch.supervised], labels_S]
+        ce_S = -logp_RV[document_T[batch.supervised], labels_S]
         return (weights_S * ce_S).sum(), weights_S.sum()
 
     def _words(self, net: nn.Module) -> Tensor:

@@ -100,6 +100,9 @@ class StageProgress(ProgressBar):
         if self._tokens:
             parts.append(f"{short(self._tokens * trainer.world_size / passed)} tok/s")
             parts.append(f"{100 * self._image / self._tokens:.0f}% image")
+        bad = getattr(getattr(trainer, "datamodule", None), "num_bad", 0)
+        if bad:
+            parts.append(f"{bad:,} bad")
         done = step - self._from
         if steps > 0 and done > 0:
             parts.append(f"{clock((steps - step) * passed / done)} left")

@@ -54,6 +54,9 @@ class Throughput(Callback):
             "train/tokens": float(self.tokens) * trainer.world_size,
             **memory(),
         }
+        data = getattr(trainer, "datamodule", None)
+        if hasattr(data, "num_bad"):  # records that this rank has left out
+            values["data/bad"] = float(data.num_bad)  # type: ignore[union-attr]
         pl_module.log_dict(values, batch_size=1)
         self._seen, self._seen_image, self._busy = self.tokens, self.image_tokens, 0.0
 

@@ -20,7 +20,7 @@ from mmframe.catalog import (
 )
 from mmframe.cli.merge import COMPONENT_KEYS, class_name
 from mmframe.cli.recipe import Recipe
-from mmframe.cli.types import accepts, choices, class_names
+from mmframe.cli.types import accepts, choices, class_names, is_mapping
 from mmframe.cli.yamlio import KeyPath
 from mmframe.errors import UserError, nearest, suggest
 from mmframe.registry import KINDS
@@ -141,6 +141,10 @@ class _Checker:
         nullable = argument.default is not None and ast.unparse(argument.default) == "None"
         if kind is not None:
             if value is None and (nullable or accepts(argument.annotation, None)):
+                return
+            if is_mapping(argument.annotation) and isinstance(value, dict):
+                for name, item in value.items():
+                    self.component((*path, str(name)), item, kind)
                 return
             if isinstance(value, str | dict) or value is None:
                 self.component(path, value, kind)

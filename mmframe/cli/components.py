@@ -58,6 +58,11 @@ def show(words: list[str]) -> int:
     section = "data" if entry.kind == "data" else f"model.{entry.kind}"
     if entry.kind == "tokenizer":
         section = "model.processor.tokenizer"
+    if entry.kind == "source":
+        needed = next((name for name, argument in arguments.items() if argument.required), None)
+        arguments_text = f"init_args: {{{needed}: ...}}" if needed else "init_args: {}"
+        print(f"\nin a recipe, under data.init_args.sources:\n  NAME: {{class_path: {entry.name}, {arguments_text}}}")
+        return 0
     if entry.kind == "checkpoint":
         print("\nchosen by config.json:\n  mmframe import SRC DST")
     else:

@@ -56,6 +56,7 @@ class RunDir:
             return state
         ways = "use another --run-dir, or --force to start over"
         earlier, _ = load(self.recipe)
+        earlier, config = _identity(earlier), _identity(config)
         if recipe_hash(earlier) != recipe_hash(config):
             keys = differing_keys(earlier, config)
             raise UserError(
@@ -146,3 +147,12 @@ def is_rank_zero() -> bool:
     """Whether this process is the first of a distributed run (or the only one), known before torch is loaded."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what only says how a killed run may be continued."""
+    data = config.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
+        return config
+    arguments = {key: value for key, value in data["init_args"].items() if key != "allow_other_data"}
+    return {**config, "data": {**data, "init_args": arguments}}

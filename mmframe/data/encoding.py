@@ -63,7 +63,7 @@ class Encoder:
         return count
 
     def encode(self, record: Record, max_tiles: int, prompt: str = "", jpeg_quality: int | None = None) -> Sample:
-        """The row.
+        """The row, with its tiles as they were cut (uint8).
 
         Args:
             record: to encode.
@@ -86,8 +86,17 @@ class Encoder:
             if isinstance(content, str):
                 return self.processor.encode_text(content, record.key)
             if record.questions:
-                return self.processor.encode_branches(record.questions, images, self.embedder, max_tiles, record.key)
-            return self.processor.encode(content, images, self.embedder, max_tiles, record.key)  # type: ignore[arg-type]
+                return self.processor.encode_branches(
+                    record.questions, images, self.embedder, max_tiles, record.key, raw_tiles=True
+                )
+            return self.processor.encode(
+                content,  # type: ignore[arg-type]
+                images,
+                self.embedder,
+                max_tiles,
+                record.key,
+                raw_tiles=True,
+            )
         except UserError as error:
             raise BadRecord("conversation", str(error)) from error
 

@@ -59,6 +59,7 @@ def lengths_of(
     max_tiles: int,
     prompt: str,
     processes: int = 1,
+    fresh: bool = False,
     say: Callable[[str], None] | None = None,
     name: str = "",
 ) -> Lengths:
@@ -73,12 +74,15 @@ def lengths_of(
         max_tiles: most tiles of a record.
         prompt: asked where a record is a caption.
         processes: that measure; 1 is this one.
+        fresh: measure in any case.
         say: is told that measuring goes on, and how fast, if it takes more than a few seconds.
         name: of the source, for `say`.
     """
     geometry = [encoder.embedder.image_size, encoder.embedder.per_tile, encoder.max_pixels, max_tiles, prompt]
     known_by = [_VERSION, source.spec, len(source), sorted(source.files()), encoder.processor.spec, geometry]
     folder = cache_dir() / "lengths" / hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:24]
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
     if not (folder / "facts.json").is_file():
         _measure(source, encoder, max_tiles, prompt, processes, folder, say or (lambda text: None), name)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))

@@ -84,6 +84,7 @@ class MixtureData(MultimodalData):
         self.max_tiles, self.prompts, self.temperature = max_tiles, prompts, temperature
         self.max_bad_fraction, self.allow_other_data = max_bad_fraction, allow_other_data
         self.quarantine = Quarantine(max_bad_fraction, 0)
+        self.fresh = False  # measure again, whatever the cache holds
 
     def prepare_data(self) -> None:
         """Measures and plans in one process of each machine; the others read the result."""
@@ -128,7 +129,9 @@ class MixtureData(MultimodalData):
         source.open()
         max_tiles = source.max_tiles or self.max_tiles
         prompts = prompts_named(self.prompts if source.prompts is None else source.prompts)
-        lengths = lengths_of(source, encoder, max_tiles, prompts[0], max(1, self.num_workers), self._say, name)
+        lengths = lengths_of(
+            source, encoder, max_tiles, prompts[0], max(1, self.num_workers), self.fresh, self._say, name
+        )
         tokens = np.array([encoder.prompt_tokens(prompt) for prompt in prompts], dtype=np.int64)
         return Part(name, source, max_tiles, prompts, lengths, tokens - tokens[0])
 
@@ -141,6 +144,11 @@ class MixtureData(MultimodalData):
         if hasattr(batch, "left_out"):  # not the prompts of prediction
             self.quarantine.add(batch.left_out, batch.num_records)
         return batch
+
+    @property
+    def num_bad(self) -> int:
+        """Records that turned out to be unusable while they were read, on this rank, over the whole run."""
+        return self.quarantine.bad
 
     def state_dict(self) -> dict[str, Any]:
         return {"quarantine": self.quarantine.state_dict()}

@@ -46,8 +46,8 @@ class FilePart:
         count = self.size if count is None else min(count, self.size)
         try:
             data = read_range(self.file, self.offset, count)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {self}: {error}") from error
+        except Exception as error:  # what fsspec's file systems raise is theirs to choose
+            raise UserError(f"cannot read {self}: {error or type(error).__name__}") from error
         if len(data) != count:
             raise UserError(
                 f"cannot read {self}: the file ends {count - len(data)} bytes too early; it was cut off or has changed "

@@ -6,8 +6,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mmframe.errors import UserError
 
@@ -16,8 +16,7 @@ TOO_LONG = "too long"
 _FEW = 1000
 
 
-@dataclass(frozen=True)
-class Bad:
+class Bad(NamedTuple):
     """A record that was left out.
 
     Attributes:
@@ -106,7 +105,7 @@ class Quarantine:
     def _write(self, found: list[Bad]) -> None:
         if self.file is None or not found:
             return
-        lines = "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in found)
+        lines = "".join(json.dumps(each._asdict(), ensure_ascii=False) + "\n" for each in found)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         # one write to a file opened for appending: ranks do not mix their lines; a kill may cut off the last
         descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

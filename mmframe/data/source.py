@@ -8,20 +8,8 @@ from typing import ClassVar
 
 from mmframe.contracts import Component
 from mmframe.data.records import Record
+from mmframe.errors import BadRecord as BadRecord
 from mmframe.errors import UserError
-
-
-class BadRecord(UserError):
-    """A record that cannot be learnt from. It is left out, counted and written down, never replaced.
-
-    Args:
-        reason: A few words by which such records are counted: "picture missing", "no answer".
-        message: One line: which record, which file, what is wrong.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Source(Component, ABC):
@@ -40,6 +28,9 @@ class Source(Component, ABC):
     """
 
     toy_args: ClassVar[dict | None] = {}
+    guessed_by: ClassVar[tuple[str, ...]] = ()
+    """Endings of names that are this format for sure, so that data can be shown by its path alone; "/" is a folder. The
+    constructor's first argument is the path."""
 
     def __init__(
         self,

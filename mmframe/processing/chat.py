@@ -6,6 +6,7 @@ they cannot differ.
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class ChatProcessor(Component):
         self.template = get_template(template)
         self.mean, self.std, self.subtract_median = tuple(mean), tuple(std), subtract_median
         self.thumbnail = thumbnail
+        self._template_ids: dict[str, list[int]] = {}
         self.system = self.template.system if system is None else system
         self.start_ids = [] if image_start is None else [tokenizer.special_id(image_start)]
         self.end_ids = [] if image_end is None else [tokenizer.special_id(image_end)]
@@ -70,9 +72,26 @@ class ChatProcessor(Component):
         """Ids that end a generated answer."""
         return tuple(sorted({self.end_id, self.tokenizer.eos_id}))
 
+    def template_ids(self, text: str) -> list[int]:
+        """Ids of a piece of the template, special tokens read as such; the same few pieces stand in every row."""
+        if text not in self._template_ids:
+            self._template_ids[text] = self.tokenizer.encode(text, special=True)
+        return self._template_ids[text]
+
     def cut(self, image: Image.Image, tile: int, max_tiles: int) -> Tensor:
         """Tiles of a picture, uint8 [n, 3, tile, tile]; `encode` takes them in place of the picture."""
         return pictures.cut_tiles(image, tile, max_tiles, self.thumbnail)
+
+    def normalize(self, tiles: Tensor, image_tiles: Sequence[int] = ()) -> Tensor:
+        """uint8 tiles [n, 3, h, w] to the float32 that the model is given, on any device.
+
+        Args:
+            tiles: of one picture or several.
+            image_tiles: number of tiles of each picture; empty for one picture.
+        """
+        if self.subtract_median and len(image_tiles) > 1:
+            return torch.cat([self.normalize(part) for part in tiles.split(list(image_tiles))])
+        return pictures.normalize(tiles, self.mean, self.std, self.subtract_median)
 
     def encode(
         self,
@@ -81,6 +100,7 @@ class ChatProcessor(Component):
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
+        raw_tiles: bool = False,
     ) -> Sample:
         """A training row; what the assistant says and the token that ends it are supervised, nothing else.
 
@@ -91,11 +111,12 @@ class ChatProcessor(Component):
             embedder: says the tile size and how many slots a tile needs; None for a model that reads text only.
             max_tiles: most tiles of the row's pictures, shared evenly among them; thumbnails not counted.
             key: name of the sample in error messages.
+            raw_tiles: leave the tiles uint8; `normalize` must follow.
 
         Raises:
             UserError: placeholders and images differ in number, or the turns do not alternate.
         """
-        row = Row(self, images, embedder, max_tiles, key)
+        row = Row(self, images, embedder, max_tiles, key, raw_tiles=raw_tiles)
         self._write(row, _alternating(conversation, len(images), key))
         return row.sample()
 
@@ -106,6 +127,7 @@ class ChatProcessor(Component):
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
+        raw_tiles: bool = False,
     ) -> Sample:
         """A training row of several questions about the same images, which stand in front once.
 
@@ -118,7 +140,7 @@ class ChatProcessor(Component):
         Raises:
             UserError: no questions, or a question holds <image>.
         """
-        row = Row(self, images, embedder, max_tiles, key)
+        row = Row(self, images, embedder, max_tiles, key, raw_tiles=raw_tiles)
         self._write_branches(row, questions)
         return row.sample()
 
@@ -173,8 +195,7 @@ class ChatProcessor(Component):
         row = Row(self, images, embedder, max_tiles, key)
         self._write(row, turns)
         row.text(self.template.answer_start, special=True)
-        row.supervised = [False] * len(row.ids)  # earlier answers are history here
-        return row.sample()
+        return row.sample(labelled=False)
 
     def encode_text(self, text: str, key: str = "") -> Sample:
         """A row of plain text where every token after the first is supervised (language modelling, text NLL)."""

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mmframe import images as pictures
 from mmframe.batch import IGNORE, Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
@@ -24,7 +24,7 @@ PLACEHOLDER = "<image>"
 
 @dataclass
 class Row:
-    """A row under construction: columns of equal length, written from left to right."""
+    """A row under construction, written from left to right: ids, and runs of tokens that are alike in the rest."""
 
     processor: ChatProcessor
     images: Sequence[Image.Image | Tensor]
@@ -32,21 +32,20 @@ class Row:
     max_tiles: int
     key: str
     ids: list[int] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-    supervised: list[bool] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    branches: list[int] = field(default_factory=list)
-    blocks: list[int] = field(default_factory=list)
+    runs: list[tuple[int, ...]] = field(default_factory=list)  # count, first position, kind, supervised, branch, block
     tiles: list[Tensor] = field(default_factory=list)
     branch: int = 0
     position: int = 0
     images_placed: int = 0
     trunk_length: int = 0
+    raw_tiles: bool = False  # uint8, to be normalised later
+    image_tiles: list[int] = field(default_factory=list)
 
     def text(self, text: str, special: bool, supervised: bool = False) -> None:
         """Appends a text; pieces are encoded one by one, which is exact where they meet at a marker or line break."""
         if text:
-            self._add(self.processor.tokenizer.encode(text, special), TokenKind.TEXT, supervised)
+            ids = self.processor.template_ids(text) if special else self.processor.tokenizer.encode(text)
+            self._add(ids, TokenKind.TEXT, supervised)
 
     def marker(self, token: int | None, supervised: bool = False) -> None:
         assert token is not None
@@ -68,8 +67,8 @@ class Row:
         self._add(self.processor.start_ids, TokenKind.BOUNDARY)
         self._add([self.processor.tokenizer.pad_id] * slots, TokenKind.IMAGE, block=index)
         self._add(self.processor.end_ids, TokenKind.BOUNDARY)
-        p = self.processor
-        self.tiles.append(pictures.normalize(tiles, p.mean, p.std, p.subtract_median))
+        self.tiles.append(tiles if self.raw_tiles else self.processor.normalize(tiles))
+        self.image_tiles.append(tiles.shape[0])
 
     def start_branch(self, branch: int) -> None:
         if not self.branch:
@@ -86,35 +85,34 @@ class Row:
                 "make the counts equal"
             )
 
-    def sample(self) -> Sample:
-        # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
-        labels = [
-            following if wanted and here == there else IGNORE
-            for following, wanted, here, there in zip(
-                self.ids[1:], self.supervised[1:], self.branches[:-1], self.branches[1:], strict=True
-            )
-        ]
-        labels = (labels + [IGNORE])[: len(self.ids)]
+    def sample(self, labelled: bool = True) -> Sample:
+        """The row as tensors; without labels it is a prompt, whose earlier answers are history."""
+        runs = np.array(self.runs, dtype=np.int64).reshape(-1, 6)
+        count = runs[:, 0]
+        start, kinds, supervised, branches, blocks = np.repeat(runs[:, 1:].T, count, axis=1)
+        before = np.repeat(count.cumsum() - count, count)
+        ids = np.array(self.ids, dtype=np.int64)
+        labels = np.full(len(ids), IGNORE)
+        if labelled:
+            # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
+            learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1])
+            labels[:-1][learnt] = ids[1:][learnt]
         return Sample.from_ids(
-            self.ids,
-            kinds=self.kinds,
-            labels=labels,
-            positions=self.positions,
-            branches=self.branches,
-            blocks=self.blocks,
-            tiles=torch.cat(self.tiles) if self.tiles else None,
+            torch.from_numpy(ids),
+            kinds=torch.from_numpy(kinds),
+            labels=torch.from_numpy(labels),
+            positions=torch.from_numpy(start + np.arange(len(ids)) - before),
+            branches=torch.from_numpy(branches),
+            blocks=torch.from_numpy(blocks),
+            tiles=(torch.cat(self.tiles) if len(self.tiles) > 1 else self.tiles[0]) if self.tiles else None,
+            image_tiles=tuple(self.image_tiles),
             key=self.key,
         )
 
     def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
-        count = len(ids)
         self.ids += ids
-        self.positions += range(self.position, self.position + count)
-        self.position += count
-        self.kinds += [int(kind)] * count
-        self.supervised += [supervised] * count
-        self.branches += [self.branch] * count
-        self.blocks += [block] * count
+        self.runs.append((len(ids), self.position, kind, supervised, self.branch, block))
+        self.position += len(ids)
 
 
 @dataclass

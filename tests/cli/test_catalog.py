@@ -15,7 +15,9 @@ from mmframe.errors import UserError
 def assert_same_arguments(static: Signature, init) -> None:
     real = {k: p for k, p in inspect.signature(init).parameters.items() if k != "self"}
     named = {k: p for k, p in real.items() if p.kind is not p.VAR_KEYWORD and p.kind is not p.VAR_POSITIONAL}
-    if named or not static.arguments:
+    if any(p.kind is p.VAR_KEYWORD for p in real.values()):  # the catalogue follows keywords into the base
+        assert list(static.arguments)[: len(named)] == list(named)
+    elif named or not static.arguments:
         assert list(static.arguments) == list(named)
     for name, parameter in named.items():
         assert static.arguments[name].required == (parameter.default is parameter.empty)
@@ -116,6 +118,10 @@ class Passes(Middle):
     def __init__(self, c: float | None = None, **kwargs):
         super().__init__(**kwargs)
 
+class Gives(Middle):
+    def __init__(self, e, **kwargs):
+        super().__init__(e, **kwargs)
+
 class Unknown(Elsewhere):
     def __init__(self, d, **kwargs): ...
 
@@ -133,7 +139,8 @@ def test_static_signatures_follow_bases(tmp_path):
     signature = {name: sources.signature(cls) for name, cls in sources.classes(file).items()}
     assert list(signature["Middle"].arguments) == ["a", "b"]
     assert signature["Middle"].arguments["a"].doc == "First, on two lines."
-    assert list(signature["Passes"].arguments) == ["a", "b", "c"] and not signature["Passes"].open
+    assert list(signature["Passes"].arguments) == ["c", "a", "b"] and not signature["Passes"].open
+    assert list(signature["Gives"].arguments) == ["e", "b"], "what the base is given cannot be given by the caller"
     assert list(signature["Unknown"].arguments) == ["d"] and signature["Unknown"].open
     assert list(signature["Data"].arguments) == ["x", "y"]
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import destroy_process_group
 
 from mmframe.batch import Batch
+from mmframe.objectives import NextToken, Weighting
 from tests.helpers import QKV_FFN, Recording, batch, fit, mixed_batch, tiny_module
 
 STEPS: list[tuple[Batch, Batch]] = [
@@ -21,8 +22,12 @@ STEPS: list[tuple[Batch, Batch]] = [
     (batch("ii"), batch("tTTT", "tT", seed=7)),  # image-only without a label, text-only
     (mixed_batch(seed=3), batch("i", seed=4)),  # mixed, image-only
     (batch("tTTTTTTTT", seed=5), batch("tttT", seed=6)),  # no image anywhere
+    (batch(""), batch("tt[i]TT|tTTTTT", "t[i]/tTTTT/tT", seed=8)),  # no tokens at all, packed rows
+    (batch("tT", "tTTTT", seed=9), batch("", "")),
 ]
-"""What each of the two ranks sees, step by step."""
+"""What each of the two ranks sees, one micro-batch after another."""
+RUNS: list[tuple[Weighting, int]] = [("token", 1), ("sample", 1), ("sqrt", 2)]
+"""Weighting of the loss, micro-batches of a step."""
 
 
 def train(rank: int, port: int, folder: str) -> None:
@@ -31,16 +36,20 @@ def train(rank: int, port: int, folder: str) -> None:
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2"
     )
     torch.set_num_threads(1)
-    module = tiny_module(QKV_FFN, module_class=Recording)
-    assert isinstance(module, Recording)
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=120))
-    fit(module, [step[rank] for step in STEPS], devices=2, strategy=strategy)
-    torch.save({"weights": module.net.state_dict(), "gradients": module.recorded}, Path(folder, f"rank{rank}.pt"))
+    results = []
+    for weighting, accumulate in RUNS:
+        module = tiny_module(QKV_FFN, objective=NextToken(weighting), module_class=Recording)
+        assert isinstance(module, Recording)
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=120))
+        micro_batches = [step[rank] for step in STEPS]
+        fit(module, micro_batches, devices=2, strategy=strategy, accumulate_grad_batches=accumulate)
+        results.append({"weights": module.net.state_dict(), "gradients": module.recorded})
+    torch.save(results, Path(folder, f"rank{rank}.pt"))
     destroy_process_group()
 
 
-def train_two_ranks(folder: Path, seconds: float = 200) -> list[dict[str, Any]]:
-    """Weights of both ranks after `STEPS` and the gradients of each step; a hang is a TimeoutError."""
+def train_two_ranks(folder: Path, seconds: float = 200) -> list[list[dict[str, Any]]]:
+    """Of each rank and run, the weights after `STEPS` and the gradients of each step; a hang is a TimeoutError."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

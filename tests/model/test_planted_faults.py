@@ -6,7 +6,6 @@ The checks are those that the tests of the same name run on the sound code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from components.backbones import decoder
 from components.backbones.internlm2 import InternLM2
 from components.freezing import delta_tuning
 from components.routers.modality import ModalityRouter
+from mmframe import layout as layout_file
 from mmframe import module as module_file
 from mmframe.experts import Experts
 from mmframe.freezing import FreezingReport, freeze
@@ -95,21 +95,21 @@ def causal_mask_off_by_one(patch: Patch) -> None:
 
 
 def explicit_mask_off_by_one(patch: Patch) -> None:
-    """The mask of caches, documents and branches sees one column ahead."""
-    sound = Layout._with_mask
+    """The mask of caches and branches sees one column ahead."""
+    sound = layout_file.may_attend
 
-    def shifted(self: Layout, *args: Any) -> Layout:
-        layout = sound(self, *args)
-        return layout if layout.mask is None else replace(layout, mask=layout.mask | layout.mask.roll(1, dims=-1))
+    def shifted(*args: Any) -> Tensor:
+        mask = sound(*args)
+        return mask | mask.roll(1, dims=-1)
 
-    patch.setattr(Layout, "_with_mask", shifted)
+    patch.setattr(layout_file, "may_attend", shifted)
 
 
 def padding_leaks_gradients(patch: Patch) -> None:
     """Padding cells hand back the gradient of the token whose place they repeat."""
 
-    def ungrid(self: Layout, x_BL: Tensor) -> Tensor:
-        flat = x_BL.reshape(self.num_rows * self.length, *x_BL.shape[2:])
+    def ungrid(self: Layout, parts: list[Tensor]) -> Tensor:
+        flat = torch.cat([part.flatten(0, 1) for part in parts])
         return _Gather.apply(flat, self.from_grid, self.to_grid, None)  # type: ignore[return-value]
 
     patch.setattr(Layout, "ungrid", ungrid)

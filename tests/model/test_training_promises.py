@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from components.freezing.delta_tuning import EmbedderOnly, Everything, TrainOnly, VisualAndAttention, VisualParameters
 from components.objectives.bag_of_words import BagOfWords
-from mmframe.batch import Batch
+from mmframe.batch import COLUMNS, Batch, Sample
 from mmframe.contracts import FreezingPolicy, TrainableGroup
 from mmframe.errors import UserError
 from mmframe.freezing import freeze
-from mmframe.objectives import NextToken
+from mmframe.model import MultimodalLM
+from mmframe.objectives import NextToken, Weighting
 from mmframe.optim import AdamWSchedule, MasterAdamW
 from tests.helpers import (
     ALL_SITES,
@@ -31,7 +32,7 @@ from tests.helpers import (
     tiny_module,
     tiny_net,
 )
-from tests.model.ranks import STEPS, train_two_ranks
+from tests.model.ranks import RUNS, STEPS, train_two_ranks
 
 # ---- what trains (P14)
 
@@ -126,17 +127,29 @@ def test_a_pattern_given_as_a_word_raises() -> None:
 # ---- a step does not depend on how its batch was cut (P21)
 
 
-SAMPLES = ["tTTTTTTTTT", "[i]T", "tt[ii]tTTT", "tT"]  # 9, 1, 3 and 1 supervised tokens
+SAMPLES = ["tTTTTTTTTT", "[i]T", "t[ii]/tTTT/tT", "tT|tt[i]TTT"]
+"""9; 1; 3 and 1, as questions that share an image; 1 and 3 supervised tokens, as documents."""
+WEIGHTINGS: tuple[Weighting, ...] = ("token", "sample", "sqrt")
 
 
-def gradients_of(splits: list[list[int]], accumulate: int) -> list[dict[str, Tensor]]:
-    rows = [row(pattern, seed=i) for i, pattern in enumerate(SAMPLES)]
-    rows[2].weights *= 0.25
-    module = tiny_module(QKV_FFN, freezing=Everything(1e-3, 1e-3, 1e-3), module_class=Recording)
-    batches = [Batch.collate([rows[i] for i in split]) for split in splits]
-    trainer = fit(module, batches, accumulate_grad_batches=accumulate, gradient_clip_val=None)
+def all_samples() -> list[Sample]:
+    return [row(pattern, seed=i) for i, pattern in enumerate(SAMPLES)]
+
+
+def gradients_of(
+    batches: list[Batch], accumulate: int, weighting: Weighting = "token", **options: Any
+) -> list[dict[str, Tensor]]:
+    """Gradients of each step of the real Trainer."""
+    everything, objective = Everything(1e-3, 1e-3, 1e-3), NextToken(weighting)
+    module = tiny_module(QKV_FFN, freezing=everything, objective=objective, module_class=Recording)
+    trainer = fit(module, batches, accumulate_grad_batches=accumulate, **options)
     assert isinstance(module, Recording) and trainer.global_step == len(module.recorded)
     return module.recorded
+
+
+def split(parts: list[list[int]]) -> list[Batch]:
+    rows = all_samples()
+    return [Batch.collate([rows[i] for i in part]) for part in parts]
 
 
 def check_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-6) -> None:
@@ -147,32 +160,112 @@ def check_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor], t
         assert float((ours[name] - gradient).norm()) <= tolerance * norm, name
 
 
-@pytest.mark.parametrize("splits", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[3, 2, 1], [0]]], ids=str)
-def test_gradients_do_not_depend_on_the_split_into_micro_batches(splits: list[list[int]]) -> None:
-    check_split(splits)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0], [1], [2], [3]], [[3, 2, 1], [0]]], ids=str)
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(parts: list[list[int]], weighting: Weighting) -> None:
+    check_split(parts, weighting)
 
 
-def check_split(splits: list[list[int]]) -> None:
-    (whole,) = gradients_of([[0, 1, 2, 3]], accumulate=1)
-    (cut,) = gradients_of(splits, accumulate=len(splits))
+def check_split(parts: list[list[int]], weighting: Weighting = "token") -> None:
+    (whole,) = gradients_of(split([[0, 1, 2, 3]]), 1, weighting)
+    (cut,) = gradients_of(split(parts), len(parts), weighting)
     check_same_gradients(cut, whole)
+
+
+def test_weightings_differ_and_none_of_them_is_a_mean_of_means() -> None:
+    wholes = [gradients_of(split([[0, 1, 2, 3]]), 1, weighting)[0] for weighting in WEIGHTINGS]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        with pytest.raises(AssertionError):
+            check_same_gradients(wholes[one], wholes[other], 1e-2)
 
 
 def test_the_last_incomplete_accumulation_is_weighted_right() -> None:
     """Three micro-batches, two a step: the second step has one, and is not half as large."""
-    _, last = gradients_of([[0], [1], [2]], accumulate=2)
-    _, alone = gradients_of([[0, 1], [2]], accumulate=1)
+    _, last = gradients_of(split([[0], [1], [2]]), accumulate=2)
+    _, alone = gradients_of(split([[0, 1], [2]]), accumulate=1)
     check_same_gradients(last, alone, 1e-4)
 
 
-def test_a_micro_batch_without_a_label_changes_nothing() -> None:
-    (whole,) = gradients_of([[0, 1, 2, 3]], accumulate=1)
-    rows = [row(pattern, seed=i) for i, pattern in enumerate(SAMPLES)]
-    rows[2].weights *= 0.25
-    module = tiny_module(QKV_FFN, freezing=Everything(1e-3, 1e-3, 1e-3), module_class=Recording)
-    fit(module, [Batch.collate(rows), batch("ii", "ttt")], accumulate_grad_batches=2)
+NOTHING = {
+    "no label": lambda: batch("ii", "ttt"),
+    "no tokens": lambda: Batch.collate([Sample.packed([])]),
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("nothing", NOTHING)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_micro_batch_with_nothing_to_learn_changes_nothing(nothing: str, first: bool, weighting: Weighting) -> None:
+    (whole,) = gradients_of(split([[0, 1, 2, 3]]), 1, weighting)
+    given = [*split([[0, 1], [2, 3]]), NOTHING[nothing]()]
+    (step,) = gradients_of(given[::-1] if first else given, 3, weighting)
+    check_same_gradients(step, whole)
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_a_step_with_nothing_to_learn_has_gradients_of_zero_and_no_loss(nothing: str) -> None:
+    module = tiny_module(QKV_FFN, module_class=Recording)
+    trainer = fit(module, [NOTHING[nothing]()])
     assert isinstance(module, Recording)
-    check_same_gradients(module.recorded[0], whole)
+    assert not any(gradient.any() for gradient in module.recorded[0].values())
+    assert "train/loss" not in trainer.callback_metrics, "a mean of nothing is no loss of 0"
+    (loss, logged) = (fit(tiny_module(), given).callback_metrics["train/loss"] for given in with_and_without(nothing))
+    assert loss == logged > 0
+
+
+def with_and_without(nothing: str) -> tuple[list[Batch], list[Batch]]:
+    return [batch("tTT")], [batch("tTT"), NOTHING[nothing]()]
+
+
+# ---- weights of tokens
+
+
+@torch.no_grad()
+def test_a_token_weighs_what_its_sample_says() -> None:
+    """By hand: a mean over samples of the means over their tokens, and the like."""
+    net, given = tiny_net(), Batch.collate(all_samples())
+    ce = torch.nn.functional.cross_entropy(net(given).logits, given.labels[given.supervised], reduction="none")
+    counts = [9, 1, 3, 1, 1, 3]
+    assert given.supervised_counts.tolist() == [count for count in counts for _ in range(count)]
+    samples = ce.split(counts)
+    expected: dict[Weighting, Tensor] = {
+        "token": ce.mean(),
+        "sample": torch.stack([sample.mean() for sample in samples]).mean(),
+        "sqrt": sum(s.sum() / len(s) ** 0.5 for s in samples) / sum(count**0.5 for count in counts),  # type: ignore
+    }
+    for weighting, loss in expected.items():
+        total, weight = NextToken(weighting)(net, given)
+        torch.testing.assert_close(total / weight, loss, atol=0, rtol=1e-6)
+
+
+def test_an_unknown_weighting_is_refused() -> None:
+    with pytest.raises(UserError, match="weighting='samples' is not known; did you mean 'sample'"):
+        NextToken("samples")  # type: ignore[arg-type]
+
+
+class Watched(NextToken):
+    """Keeps the sums of weights, and how the batches arrive."""
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__(weighting)
+        self.seen: list[tuple[Tensor, Batch]] = []
+
+    def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        total, weight = super().__call__(net, batch)
+        self.seen.append((weight, batch))
+        return total, weight
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_token_weights_are_exact_when_the_trainer_casts_the_batch_to_bf16(weighting: Weighting) -> None:
+    """P21: 301 has no bf16 (it is 300 or 302): the loss would be divided by another number of tokens."""
+    objective = Watched(weighting)
+    fit(tiny_module(objective=objective), [batch("t" + "T" * 301, "[i]tTTT")], precision="bf16-true")
+    ((weight, arrived),) = objective.seen
+    assert arrived.tiles.dtype == torch.bfloat16, "the trainer did cast"
+    expected = {"token": 304.0, "sample": 2.0, "sqrt": math.sqrt(301) + math.sqrt(3)}[weighting]
+    assert weight.dtype == torch.float32 and weight.item() == pytest.approx(expected, rel=1e-6)
+    assert weighting != "token" or weight.item() == 304
 
 
 # ---- two ranks (P17)
@@ -181,29 +274,27 @@ def test_a_micro_batch_without_a_label_changes_nothing() -> None:
 @pytest.mark.timeout(250)
 def test_two_ranks_with_any_mix_of_batches_train_alike(tmp_path: Path) -> None:
     """P17 and P21 over ranks: no hang, the same weights on both, the gradients of one process that sees all rows."""
-    first, second = train_two_ranks(tmp_path)
-    assert differing(first["weights"], second["weights"]) == set()
-    module = tiny_module(QKV_FFN, module_class=Recording)
-    fit(module, [joined(*pair) for pair in STEPS])
-    assert isinstance(module, Recording) and len(first["gradients"]) == len(STEPS)
-    for step, (ours, expected) in enumerate(zip(first["gradients"], module.recorded, strict=True)):
-        # after a step of AdamW the weights differ by what it makes of rounding in gradients next to zero
-        check_same_gradients(ours, expected, 1e-6 if step == 0 else 1e-3)
+    ranks = train_two_ranks(tmp_path)
+    for (weighting, accumulate), first, second in zip(RUNS, *ranks, strict=True):
+        assert differing(first["weights"], second["weights"]) == set()
+        module = tiny_module(QKV_FFN, objective=NextToken(weighting), module_class=Recording)
+        fit(module, [joined(STEPS[i : i + accumulate]) for i in range(0, len(STEPS), accumulate)])
+        assert isinstance(module, Recording) and len(first["gradients"]) == len(STEPS) // accumulate
+        for step, (ours, expected) in enumerate(zip(first["gradients"], module.recorded, strict=True)):
+            # after a step of AdamW the weights differ by what it makes of rounding in gradients next to zero
+            check_same_gradients(ours, expected, 1e-6 if step == 0 else 1e-3)
 
 
-def joined(one: Batch, other: Batch) -> Batch:
-    """One batch of the rows of two."""
-    return Batch.collate([row for part in (one, other) for row in rows_of(part)])
+def joined(micro_batches: list[tuple[Batch, Batch]]) -> Batch:
+    """One batch of all rows."""
+    return Batch.collate([row for pair in micro_batches for part in pair for row in rows_of(part)])
 
 
-def rows_of(part: Batch) -> list[Any]:
-    from mmframe.batch import Sample
-
-    columns = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks", "weights")
-    cut = {name: getattr(part, name).split(part.row_lengths) for name in columns}
+def rows_of(part: Batch) -> list[Sample]:
+    cut = {name: getattr(part, name).split(part.row_lengths) for name in COLUMNS}
     tiles = part.tiles.split(part.row_tiles)
     return [
-        Sample(key=key, **{name: cut[name][i] for name in columns}, tiles=tiles[i]) for i, key in enumerate(part.keys)
+        Sample(key=key, **{name: cut[name][i] for name in COLUMNS}, tiles=tiles[i]) for i, key in enumerate(part.keys)
     ]
 
 
@@ -216,6 +307,27 @@ def test_bag_of_words_trains_the_embedder_alone() -> None:
     fit(module, [batch("[i]TT", "t[ii]tTT", seed=s) for s in range(3)])
     changed = differing(before, snapshot(module.net))
     assert changed == {n for n in before if n.startswith("patch_embedder.")}
+
+
+def frozen_text_net() -> MultimodalLM:
+    net = tiny_net()
+    freeze(net, EmbedderOnly(1e-2).groups(net.router.experts))
+    return net
+
+
+def test_bag_of_words_looks_at_each_document_of_a_row() -> None:
+    rows = [row("[i]TT", seed=1), row("t[ii]tTT", seed=2), row("tt[i]T", seed=3)]
+    net, objective = frozen_text_net(), BagOfWords()
+    packed, apart = (objective(net, Batch.collate(given)) for given in ([Sample.packed(rows)], rows))
+    assert torch.equal(packed[0], apart[0]) and packed[1] == apart[1] == 5
+
+
+def test_bag_of_words_of_nothing_has_gradients_of_zero() -> None:
+    net = frozen_text_net()
+    total, weight = BagOfWords()(net, Batch.collate([Sample.packed([])]))
+    total.backward()
+    assert total == weight == 0
+    assert all(p.grad is not None and not p.grad.any() for p in net.parameters() if p.requires_grad)
 
 
 def test_bag_of_words_refuses_a_batch_without_images() -> None:
@@ -318,12 +430,3 @@ def test_learning_rate_by_step(schedule: str, expected: list[float]) -> None:
 def test_cosine_without_a_number_of_steps_is_refused() -> None:
     with pytest.raises(UserError, match="set it, or use schedule constant"):
         fit(tiny_module(optim=AdamWSchedule()), [mixed_batch()])
-
-
-def test_p21_token_weights_are_summed_in_fp32_when_the_trainer_casts_the_batch_to_bf16() -> None:
-    """301 ones have no sum in bf16 (it is 300 or 302): the loss would be divided by another number of tokens."""
-    text = batch("t" + "T" * 301)
-    text.weights = text.weights.to(torch.bfloat16)
-    total, weight = NextToken()(tiny_net(), text)
-    assert weight.dtype == total.dtype == torch.float32
-    assert weight.item() == 301
