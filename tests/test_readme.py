@@ -24,7 +24,8 @@ def blocks(language: str) -> list[str]:
 
 LINES = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(lightning|mmframe) ", line)]
 NEEDS_A_MODEL = [line for line in LINES if re.search("--model |import|--start_from|web", line)]
-COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL and "doctor" not in line]
+NEEDS_DATA = [line for line in LINES if " data " in line or "data/offline" in line]
+COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL + NEEDS_DATA and "doctor" not in line]
 
 
 def test_set_up_is_two_commands_and_they_exist() -> None:
@@ -69,6 +70,21 @@ def test_commands_of_the_readme_that_need_a_model_run(
         assert main(words) == 0, (command, capsys.readouterr().err)
     assert "answer" in (tmp_path / "out.jsonl").read_text()
     assert (tmp_path / "runs" / "finetune" / "weights.safetensors").is_file()
+
+
+def test_commands_of_the_readme_about_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, on the one source that the test environment has installed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert [line.split()[1:3] for line in NEEDS_DATA] == [
+        ["data", "offline"], ["data", "plan"], ["data", "show"], ["fit", "--config"],
+    ]  # fmt: skip
+    for command in NEEDS_DATA:
+        words = shlex.split(command, comments=True)[1:]
+        words += {"offline": ["--only", "easy_vqa"]}.get(words[1], [])
+        words += ["--in-process", "--trainer.max_steps=2", "--trainer.limit_val_batches=1"] if words[0] == "fit" else []
+        assert main(words) == 0, command
+    assert (tmp_path / "runs" / "toy" / "dense+mixture" / "data" / "show.png").is_file()
 
 
 def test_python_of_the_readme_talks(

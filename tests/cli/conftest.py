@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmframe.cli.main import main
+from tests.cli.mixture_recipe import folder, mixture_folder  # noqa: F401  fixtures
 
 ROOT = Path(__file__).parents[2]
 QUICK = [
