@@ -56,20 +56,19 @@ class Sample:
         return self.ids.numel()
 
     @classmethod
-    def packed(cls, samples: Sequence[Sample], left_out: tuple[Any, ...] = (), num_records: int = 1) -> Sample:
+    def packed(cls, samples: Sequence[Sample]) -> Sample:
         """One row of several samples, each a document of its own; a row without tokens if there are none."""
         parts = list(samples) or [cls.from_ids([])]
         images = [int(s.blocks.max()) + 1 if len(s) else 0 for s in parts]
         blocks = [torch.where(s.blocks >= 0, s.blocks + sum(images[:n]), -1) for n, s in enumerate(parts)]
-        tiles = [s.tiles for s in parts if s.tiles.shape[0]]
         return cls(
             key=", ".join(s.key for s in parts),
             docs=torch.cat([torch.full_like(s.docs, n) for n, s in enumerate(parts)]),
             blocks=torch.cat(blocks),
-            tiles=torch.cat(tiles) if tiles else parts[0].tiles,
+            tiles=joined_tiles([s.tiles for s in parts]),
             image_tiles=tuple(count for s in parts for count in s.image_tiles),
-            left_out=left_out,
-            num_records=num_records,
+            left_out=tuple(bad for s in parts for bad in s.left_out),
+            num_records=sum(s.num_records for s in parts),
             **{
                 name: torch.cat([getattr(s, name) for s in parts]) for name in COLUMNS if name not in ("docs", "blocks")
             },
@@ -199,7 +198,7 @@ class Batch:
         _, sample_S = (document_T[supervised] + (branch_S << 32)).unique(return_inverse=True)
         return cls(
             **columns,
-            tiles=torch.cat(tiles) if tiles else torch.zeros(0, 3, 1, 1),
+            tiles=joined_tiles(tiles),
             row_lengths=tuple(len(s) for s in samples),
             row_tiles=tuple(s.tiles.shape[0] for s in samples),
             doc_lengths=doc_lengths,
@@ -226,6 +225,12 @@ class Batch:
     def pin_memory(self) -> Batch:
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **pinned)
+
+
+def joined_tiles(parts: Sequence[Tensor]) -> Tensor:
+    """All tiles one after another; what is the only one is not copied: tiles are nearly all bytes of a batch."""
+    filled = [tiles for tiles in parts if tiles.shape[0]]
+    return torch.cat(filled) if len(filled) > 1 else filled[0] if filled else torch.zeros(0, 3, 1, 1)
 
 
 def _documents(samples: Sequence[Sample], docs_T: Tensor) -> Tensor:

@@ -68,8 +68,7 @@ def open_image(source: str | Path | BinaryIO | bytes, max_pixels: int = MAX_PIXE
         turn = _TURNS.get(_orientation(image))
         image.load()
         rgb = to_rgb(image)
-        # transpose and copy give a picture that is free of the file it came from
-        return rgb.copy() if turn is None else rgb.transpose(turn)
+        return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(source: str | Path | BinaryIO | bytes) -> tuple[int, int]:
@@ -197,7 +196,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
-def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = True) -> Tensor:
+def cut_tiles(
+    image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = True, out: np.ndarray | None = None
+) -> Tensor:
     """Resizes a picture to its grid and cuts it.
 
     Args:
@@ -205,6 +206,7 @@ def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = T
         tile: side of a tile, pixels.
         max_tiles: most tiles of the grid; 1 gives one tile: the whole picture, resized.
         thumbnail: append the whole picture as the last tile when the grid has more than one.
+        out: uint8 [count, tile, tile, 3] to write into; None: a new array.
 
     Returns:
         Tiles in row-major order, uint8 [count, 3, tile, tile], count as `count_tiles` says; channels last in memory, as
@@ -212,19 +214,49 @@ def cut_tiles(image: Image.Image, tile: int, max_tiles: int, thumbnail: bool = T
     """
     image = to_rgb(image)
     cols, rows = choose_grid(image.width, image.height, tile, max_tiles)
+    if out is None:
+        count = count_tiles(image.width, image.height, tile, max_tiles, thumbnail)
+        out = np.empty((count, tile, tile, 3), dtype=np.uint8)
     # The whole picture is stretched to the grid (bicubic, ratio not kept) and cut; tiles do not overlap.
-    whole = _resize(image, cols * tile, rows * tile)
-    tiles = whole.reshape(rows, tile, cols, tile, 3).swapaxes(1, 2).reshape(rows * cols, tile, tile, 3)
-    if thumbnail and rows * cols > 1:
-        tiles = np.concatenate([tiles, _resize(image, tile, tile)[None]])
-    return torch.from_numpy(tiles.transpose(0, 3, 1, 2))
+    whole = _resize(image, cols * tile, rows * tile).reshape(rows, tile, cols, tile, 3)
+    out[: rows * cols].reshape(rows, cols, tile, tile, 3)[...] = whole.swapaxes(1, 2)
+    if len(out) > rows * cols:
+        out[-1] = _resize(image, tile, tile)
+    return torch.from_numpy(out.transpose(0, 3, 1, 2))
+
+
+class TileBuffer:
+    """Tiles of several pictures, cut right into one array: tiles are nearly all bytes of a row, so none is copied.
+
+    Args:
+        count: how many tiles there will be; it grows if there are more.
+        tile: side of a tile, pixels.
+        thumbnail: see `cut_tiles`.
+    """
+
+    def __init__(self, count: int, tile: int, thumbnail: bool = True) -> None:
+        self.tile, self.thumbnail, self.used = tile, thumbnail, 0
+        self._pixels = np.empty((count, tile, tile, 3), dtype=np.uint8)
+
+    def cut(self, image: Image.Image, max_tiles: int) -> int:
+        """Cuts a picture; returns the number of its tiles."""
+        count = count_tiles(image.width, image.height, self.tile, max_tiles, self.thumbnail)
+        if self.used + count > len(self._pixels):
+            self._pixels = np.concatenate([self._pixels, np.empty((count, *self._pixels.shape[1:]), dtype=np.uint8)])
+        cut_tiles(image, self.tile, max_tiles, self.thumbnail, self._pixels[self.used : self.used + count])
+        self.used += count
+        return count
+
+    def tiles(self, first: int = 0) -> Tensor:
+        """The tiles from number `first` on: uint8 [n, 3, tile, tile], a view."""
+        return torch.from_numpy(self._pixels[first : self.used].transpose(0, 3, 1, 2))
 
 
 def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Bicubic resize to uint8 [height, width, 3]."""
+    """Bicubic resize to uint8 [height, width, 3], read-only."""
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(image)  # a copy: PIL's own buffer is read-only
+    return np.asarray(image)
 
 
 def normalize(tiles: Tensor, mean: tuple[float, ...], std: tuple[float, ...], subtract_median: bool = False) -> Tensor:

@@ -9,15 +9,14 @@ from typing import Any
 
 from PIL import Image
 
-from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.pictures import Picture, open_picture, picture_size
 from mmframe.data.records import Record
 from mmframe.data.source import BadRecord
 from mmframe.errors import UserError
-from mmframe.images import MAX_PIXELS, TooManyPixels, count_tiles
+from mmframe.images import MAX_PIXELS, TileBuffer, TooManyPixels, count_tiles
 from mmframe.processing import ChatProcessor
-from mmframe.processing.row import PLACEHOLDER, Tally
+from mmframe.processing.row import PLACEHOLDER, Row, Tally
 
 JPEG_QUALITY = (75, 100)
 
@@ -53,7 +52,7 @@ class Encoder:
                 )
             tiles.append(count_tiles(width, height, self.embedder.image_size, share, self.processor.thumbnail))
         try:
-            count = self.processor.tally(_content(record, prompt), tiles, self.embedder, record.key)
+            count = self.processor.row(_content(record, prompt), tiles, self.embedder, max_tiles, record.key, Tally)
         except BadRecord:
             raise
         except UserError as error:
@@ -62,12 +61,15 @@ class Encoder:
             raise BadRecord("nothing to learn", f"sample {record.key!r}: there is no answer in it to learn from")
         return count
 
-    def encode(self, record: Record, max_tiles: int, prompt: str = "", jpeg_quality: int | None = None) -> Sample:
-        """The row, with its tiles as they were cut (uint8).
+    def encode(
+        self, record: Record, max_tiles: int, buffer: TileBuffer, prompt: str = "", jpeg_quality: int | None = None
+    ) -> Row:
+        """The row; its tiles are cut into the buffer.
 
         Args:
             record: to encode.
             max_tiles: most tiles of its pictures, shared evenly; thumbnails not counted.
+            buffer: for the tiles; a bad record leaves it as it was.
             prompt: what is asked where the record has a caption alone.
             jpeg_quality: pictures go through a JPEG of this quality first.
 
@@ -75,35 +77,27 @@ class Encoder:
             BadRecord: as `measure`, or a picture cannot be decoded.
         """
         share = self._share(record, max_tiles)
-        images = []
-        for picture in record.images:
-            image = _read(record, picture, lambda p: open_picture(p, self.max_pixels))
-            if jpeg_quality is not None:
-                image = through_jpeg(image, jpeg_quality)
-            images.append(self.processor.cut(image, self.embedder.image_size, share))
-        content = _content(record, prompt)
+        first = buffer.used
         try:
-            if isinstance(content, str):
-                return self.processor.encode_text(content, record.key)
-            if record.questions:
-                return self.processor.encode_branches(
-                    record.questions, images, self.embedder, max_tiles, record.key, raw_tiles=True
-                )
-            return self.processor.encode(
-                content,  # type: ignore[arg-type]
-                images,
-                self.embedder,
-                max_tiles,
-                record.key,
-                raw_tiles=True,
-            )
+            counts = []
+            for picture in record.images:
+                image = _read(record, picture, lambda p: open_picture(p, self.max_pixels))
+                if jpeg_quality is not None:
+                    image = through_jpeg(image, jpeg_quality)
+                counts.append(buffer.cut(image, share))
+            return self.processor.row(_content(record, prompt), counts, self.embedder, max_tiles, record.key)
         except UserError as error:
+            buffer.used = first
+            if isinstance(error, BadRecord):
+                raise
             raise BadRecord("conversation", str(error)) from error
 
     def prompt_tokens(self, prompt: str) -> int:
         """Tokens that a prompt adds to the row of a caption."""
         record = Record("prompt", (Path("-"),), caption="x")
-        with_it, without = (self.processor.tally(_content(record, p), [1], self.embedder) for p in (prompt, ""))
+        with_it, without = (
+            self.processor.row(_content(record, p), [1], self.embedder, kind=Tally) for p in (prompt, "")
+        )
         return with_it.tokens - without.tokens
 
     @staticmethod

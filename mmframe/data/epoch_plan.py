@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mmframe.data.packing import WINDOW, Packs, pack
 from mmframe.paths import cache_dir
 
 _VERSION = 1
+_BLOCK = 256  # rows that are resolved together: a call of numpy costs as much for one as for thousands
 _GROUPS = 50  # so many groups are sorted by length together, as is usual for grouping by length
 
 
@@ -33,6 +35,25 @@ class RowShape:
     tokens: int
     packing: bool
     group: int = 1
+
+
+@dataclass(frozen=True)
+class Visits:
+    """The records of a row, in order.
+
+    Attributes:
+        part: numbers of their sources.
+        record: their indices there.
+        prompt: numbers of the prompts they are asked with.
+        tokens: how long they will be.
+        noise: in [0, 1), drawn for each visit.
+    """
+
+    part: list[int]
+    record: list[int]
+    prompt: list[int]
+    tokens: list[int]
+    noise: list[float]
 
 
 class EpochPlan:
@@ -62,6 +83,7 @@ class EpochPlan:
         self.digest = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:24]
         self.folder = cache_dir() / "plans" / self.digest
         self._known: tuple[int, Packs] | None = None
+        self._block: tuple[tuple[int, int], list[Visits]] = ((-1, -1), [])
 
     def __len__(self) -> int:
         """Rows of any epoch."""
@@ -74,6 +96,20 @@ class EpochPlan:
             draws, starts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("draws", "starts"))
             self._known = (epoch, Packs(draws, starts))  # one is enough: epochs come one after another
         return self._known[1]
+
+    def visits(self, epoch: int, index: int) -> Visits:
+        """The records of a row of an epoch."""
+        block, place = divmod(index, _BLOCK)
+        if self._block[0] != (epoch, block):
+            self._block = ((epoch, block), list(self._visits(self.rows(epoch), block * _BLOCK)))
+        return self._block[1][place]
+
+    def _visits(self, rows: Packs, first: int) -> Iterator[Visits]:
+        starts = np.asarray(rows.starts[first : first + _BLOCK + 1])
+        draws = self.mix.resolve(rows.draws[starts[0] : starts[-1]])
+        facts = (draws.part, draws.record, self.prompts(draws), self.tokens(draws), self.mix.chance(draws, 14))
+        for start, end in pairwise(starts - starts[0]):
+            yield Visits(*(fact[start:end].tolist() for fact in facts))
 
     def prompts(self, draws: Draws) -> np.ndarray:
         """int64: which of its source's prompts each draw asks."""

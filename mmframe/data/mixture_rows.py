@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from mmframe.batch import Sample
 from mmframe.data.encoding import JPEG_QUALITY, Encoder
@@ -14,6 +15,8 @@ from mmframe.data.lengths_table import Lengths
 from mmframe.data.quarantine import Bad
 from mmframe.data.source import BadRecord, Source
 from mmframe.errors import UserError
+from mmframe.images import TileBuffer
+from mmframe.processing.row import Row, packed
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,27 @@ class MixtureRows:
         Raises:
             UserError: a record has another length than was measured.
         """
-        draws = self.plan.mix.resolve(self.plan.rows(epoch)[index])
-        prompts, planned = self.plan.prompts(draws), self.plan.tokens(draws)
-        noise = self.plan.mix.chance(draws, 14)
+        visits = self.plan.visits(epoch, index)
         low, high = JPEG_QUALITY
-        found: list[Sample] = []
+        planned = sum(int(self.parts[p].lengths.tiles[r]) for p, r in zip(visits.part, visits.record, strict=True))
+        buffer = TileBuffer(planned, self.encoder.embedder.image_size, self.encoder.processor.thumbnail)
+        found: list[Row] = []
         bad: list[Bad] = []
-        for place, (number, record) in enumerate(zip(draws.part.tolist(), draws.record.tolist(), strict=True)):
+        for number, record, prompt, tokens, noise in zip(*vars(visits).values(), strict=True):
             part = self.parts[number]
-            quality = int(low + noise[place] * (high + 1 - low)) if part.source.jpeg_noise else None
+            quality = int(low + noise * (high + 1 - low)) if part.source.jpeg_noise else None
             try:
                 one = self.encoder.encode(
-                    part.source.record(record), part.max_tiles, part.prompts[prompts[place]], quality
+                    part.source.record(record), part.max_tiles, buffer, part.prompts[prompt], quality
                 )
             except BadRecord as error:
                 bad.append(Bad(part.name, record, error.reason, str(error)))
                 continue
-            if len(one) != planned[place]:
+            if len(one.ids) != tokens:
                 raise UserError(
-                    f"sample {one.key!r} of {part.name} has {len(one)} tokens, {planned[place]} were measured: the "
-                    "data has changed since; measure again with `mmframe data plan RECIPE --fresh`"
+                    f"sample {one.key!r} of {part.name} has {len(one.ids)} tokens, {tokens} were measured: the data "
+                    "has changed since; measure again with `mmframe data plan RECIPE --fresh`"
                 )
             found.append(one)
-        return Sample.packed(found, left_out=tuple(bad), num_records=len(draws.part))
+        tiles = buffer.tiles() if buffer.used else torch.zeros(0, 3, 1, 1)
+        return replace(packed(found, tiles), left_out=tuple(bad), num_records=len(visits.record))

@@ -5,22 +5,27 @@ they cannot differ.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mmframe import images as pictures
-from mmframe.batch import IGNORE, Sample
+from mmframe.batch import Sample
 from mmframe.contracts import Component, PatchEmbedder
 from mmframe.errors import UserError
-from mmframe.processing.row import PLACEHOLDER, Row, Tally
+from mmframe.processing.row import PLACEHOLDER, Row
 from mmframe.processing.templates import TemplateName, get_template
 from mmframe.processing.tokenizer import Tokenizer
 from mmframe.registry import register
 
 Turn = Mapping[str, str]
 """{"from": "human" or "gpt", "value": text}; the first turn may be {"from": "system", ...}."""
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+_SHORT, _MANY = 64, 10_000  # characters; pieces
 
 
 @register("processor")
@@ -58,7 +63,7 @@ class ChatProcessor(Component):
         self.template = get_template(template)
         self.mean, self.std, self.subtract_median = tuple(mean), tuple(std), subtract_median
         self.thumbnail = thumbnail
-        self._template_ids: dict[str, list[int]] = {}
+        self._pieces: dict[tuple[str, bool], list[int]] = {}
         self.system = self.template.system if system is None else system
         self.start_ids = [] if image_start is None else [tokenizer.special_id(image_start)]
         self.end_ids = [] if image_end is None else [tokenizer.special_id(image_end)]
@@ -72,11 +77,15 @@ class ChatProcessor(Component):
         """Ids that end a generated answer."""
         return tuple(sorted({self.end_id, self.tokenizer.eos_id}))
 
-    def template_ids(self, text: str) -> list[int]:
-        """Ids of a piece of the template, special tokens read as such; the same few pieces stand in every row."""
-        if text not in self._template_ids:
-            self._template_ids[text] = self.tokenizer.encode(text, special=True)
-        return self._template_ids[text]
+    def piece_ids(self, text: str, special: bool) -> list[int]:
+        """Ids of a piece of a row. Short ones are remembered, up to a number: those of the template, prompts and short
+        answers stand in nearly every row."""
+        known = self._pieces.get((text, special))
+        if known is None:
+            known = self.tokenizer.encode(text, special)
+            if len(text) <= _SHORT and len(self._pieces) < _MANY:
+                self._pieces[text, special] = known
+        return known
 
     def cut(self, image: Image.Image, tile: int, max_tiles: int) -> Tensor:
         """Tiles of a picture, uint8 [n, 3, tile, tile]; `encode` takes them in place of the picture."""
@@ -96,38 +105,34 @@ class ChatProcessor(Component):
     def encode(
         self,
         conversation: Sequence[Turn],
-        images: Sequence[Image.Image | Tensor],
+        images: Sequence[Image.Image | Tensor | int],
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
-        raw_tiles: bool = False,
     ) -> Sample:
         """A training row; what the assistant says and the token that ends it are supervised, nothing else.
 
         Args:
             conversation: turns; the k-th <image> in the user's turns is the k-th image. One image without any
                 <image> stands before the first question.
-            images: pictures, or their uint8 tiles from `cut`.
+            images: pictures, or their uint8 tiles from `cut`, or the number of tiles of each: then the sample comes
+                without tiles, which the caller has and adds.
             embedder: says the tile size and how many slots a tile needs; None for a model that reads text only.
             max_tiles: most tiles of the row's pictures, shared evenly among them; thumbnails not counted.
             key: name of the sample in error messages.
-            raw_tiles: leave the tiles uint8; `normalize` must follow.
 
         Raises:
             UserError: placeholders and images differ in number, or the turns do not alternate.
         """
-        row = Row(self, images, embedder, max_tiles, key, raw_tiles=raw_tiles)
-        self._write(row, _alternating(conversation, len(images), key))
-        return row.sample()
+        return self.row(conversation, images, embedder, max_tiles, key).sample()
 
     def encode_branches(
         self,
         questions: Sequence[tuple[str, str]],
-        images: Sequence[Image.Image | Tensor],
+        images: Sequence[Image.Image | Tensor | int],
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
-        raw_tiles: bool = False,
     ) -> Sample:
         """A training row of several questions about the same images, which stand in front once.
 
@@ -140,14 +145,14 @@ class ChatProcessor(Component):
         Raises:
             UserError: no questions, or a question holds <image>.
         """
-        row = Row(self, images, embedder, max_tiles, key, raw_tiles=raw_tiles)
+        row = Row(self, images, embedder, max_tiles, key)
         self._write_branches(row, questions)
         return row.sample()
 
     def encode_shared_prompt(
         self,
         questions: Sequence[str],
-        images: Sequence[Image.Image | Tensor],
+        images: Sequence[Image.Image | Tensor | int],
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
@@ -170,7 +175,7 @@ class ChatProcessor(Component):
     def encode_prompt(
         self,
         conversation: str | Sequence[Turn],
-        images: Sequence[Image.Image | Tensor],
+        images: Sequence[Image.Image | Tensor | int],
         embedder: PatchEmbedder | None,
         max_tiles: int = 1,
         key: str = "",
@@ -199,40 +204,39 @@ class ChatProcessor(Component):
 
     def encode_text(self, text: str, key: str = "") -> Sample:
         """A row of plain text where every token after the first is supervised (language modelling, text NLL)."""
-        ids = self._plain(text)
-        return Sample.from_ids(ids, labels=[*ids[1:], IGNORE][: len(ids)], key=key)
+        return self.row(text, (), None, key=key).sample()
 
-    def tally(
+    def row(
         self,
-        row: Sequence[Turn] | Sequence[tuple[str, str]] | str,
-        tiles: Sequence[int],
+        content: Sequence[Turn] | Sequence[tuple[str, str]] | str,
+        images: Sequence[Image.Image | Tensor | int],
         embedder: PatchEmbedder | None,
+        max_tiles: int = 1,
         key: str = "",
-    ) -> Tally:
-        """What a row will hold, counted from its text and the tiles of its pictures: nothing is decoded.
+        kind: type[AnyRow] = Row,
+    ) -> AnyRow:
+        """A training row that is written and not yet made into tensors: to be packed with others, or only counted.
 
         Args:
-            row: what `encode` (turns), `encode_branches` (pairs) or `encode_text` (a text) would be given.
-            tiles: number of tiles of each picture.
-            embedder: says how many slots a tile needs.
+            content: what `encode` (turns), `encode_branches` (pairs) or `encode_text` (a text) is given.
+            images: pictures, their uint8 tiles, or the number of tiles of each.
+            embedder: as `encode`.
+            max_tiles: as `encode`.
             key: name of the sample in error messages.
+            kind: Row; or Tally, which only counts.
 
         Raises:
-            UserError: as the encoding would.
+            UserError: as `encode` and `encode_branches`.
         """
-        count = Tally(self, tiles, embedder, 1, key)  # type: ignore[arg-type]
-        if isinstance(row, str):
-            count.tokens = len(self._plain(row))
-            count.supervised_tokens = max(0, count.tokens - 1)
-        elif row and isinstance(row[0], Mapping):
-            self._write(count, _alternating(row, len(tiles), key))  # type: ignore[arg-type]
+        row = kind(self, images, embedder, max_tiles, key)
+        if isinstance(content, str):
+            bos = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
+            row.plain(bos + self.tokenizer.encode(content))
+        elif content and isinstance(content[0], tuple):
+            self._write_branches(row, content)  # type: ignore[arg-type]
         else:
-            self._write_branches(count, row)  # type: ignore[arg-type]
-        return count
-
-    def _plain(self, text: str) -> list[int]:
-        bos = [self.tokenizer.bos_id] if self.template.bos and self.tokenizer.bos_id is not None else []
-        return bos + self.tokenizer.encode(text)
+            self._write(row, _alternating(content, len(images), key))  # type: ignore[arg-type]
+        return row
 
     @property
     def _after_image(self) -> str:

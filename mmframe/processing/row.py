@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmframe.batch import IGNORE, Sample
+from mmframe.batch import IGNORE, Sample, joined_tiles
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
@@ -27,7 +27,7 @@ class Row:
     """A row under construction, written from left to right: ids, and runs of tokens that are alike in the rest."""
 
     processor: ChatProcessor
-    images: Sequence[Image.Image | Tensor]
+    images: Sequence[Image.Image | Tensor | int]
     embedder: PatchEmbedder | None
     max_tiles: int
     key: str
@@ -38,14 +38,12 @@ class Row:
     position: int = 0
     images_placed: int = 0
     trunk_length: int = 0
-    raw_tiles: bool = False  # uint8, to be normalised later
     image_tiles: list[int] = field(default_factory=list)
 
     def text(self, text: str, special: bool, supervised: bool = False) -> None:
         """Appends a text; pieces are encoded one by one, which is exact where they meet at a marker or line break."""
         if text:
-            ids = self.processor.template_ids(text) if special else self.processor.tokenizer.encode(text)
-            self._add(ids, TokenKind.TEXT, supervised)
+            self._add(self.processor.piece_ids(text, special), TokenKind.TEXT, supervised)
 
     def marker(self, token: int | None, supervised: bool = False) -> None:
         assert token is not None
@@ -60,15 +58,17 @@ class Row:
             raise UserError(f"sample {self.key!r}: an image was given, but the model has no patch embedder")
         side = self.embedder.image_size
         given = self.images[index]
-        share = max(1, self.max_tiles // len(self.images))
-        tiles = given if isinstance(given, Tensor) else self.processor.cut(given, side, share)
-        height, width = tiles.shape[2:]
-        slots = tiles.shape[0] * self.embedder.num_tokens(height, width)
+        height, width, count = side, side, given
+        if not isinstance(given, int):
+            share = max(1, self.max_tiles // len(self.images))
+            tiles = given if isinstance(given, Tensor) else self.processor.cut(given, side, share)
+            count, _, height, width = tiles.shape
+            self.tiles.append(self.processor.normalize(tiles))
+        self.image_tiles.append(count)  # type: ignore[arg-type]
+        slots = count * self.embedder.num_tokens(height, width)  # type: ignore[operator]
         self._add(self.processor.start_ids, TokenKind.BOUNDARY)
         self._add([self.processor.tokenizer.pad_id] * slots, TokenKind.IMAGE, block=index)
         self._add(self.processor.end_ids, TokenKind.BOUNDARY)
-        self.tiles.append(tiles if self.raw_tiles else self.processor.normalize(tiles))
-        self.image_tiles.append(tiles.shape[0])
 
     def start_branch(self, branch: int) -> None:
         if not self.branch:
@@ -85,29 +85,14 @@ class Row:
                 "make the counts equal"
             )
 
+    def plain(self, ids: Sequence[int]) -> None:
+        """Appends a text of which every token after the first is learnt."""
+        self._add(ids[:1], TokenKind.TEXT)
+        self._add(ids[1:], TokenKind.TEXT, supervised=True)
+
     def sample(self, labelled: bool = True) -> Sample:
         """The row as tensors; without labels it is a prompt, whose earlier answers are history."""
-        runs = np.array(self.runs, dtype=np.int64).reshape(-1, 6)
-        count = runs[:, 0]
-        start, kinds, supervised, branches, blocks = np.repeat(runs[:, 1:].T, count, axis=1)
-        before = np.repeat(count.cumsum() - count, count)
-        ids = np.array(self.ids, dtype=np.int64)
-        labels = np.full(len(ids), IGNORE)
-        if labelled:
-            # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
-            learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1])
-            labels[:-1][learnt] = ids[1:][learnt]
-        return Sample.from_ids(
-            torch.from_numpy(ids),
-            kinds=torch.from_numpy(kinds),
-            labels=torch.from_numpy(labels),
-            positions=torch.from_numpy(start + np.arange(len(ids)) - before),
-            branches=torch.from_numpy(branches),
-            blocks=torch.from_numpy(blocks),
-            tiles=(torch.cat(self.tiles) if len(self.tiles) > 1 else self.tiles[0]) if self.tiles else None,
-            image_tiles=tuple(self.image_tiles),
-            key=self.key,
-        )
+        return packed([self], joined_tiles(self.tiles), labelled)
 
     def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
         self.ids += ids
@@ -115,27 +100,53 @@ class Row:
         self.position += len(ids)
 
 
+def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
+    """Rows as one sample: each is a document of its own. What is done here for many costs little more than for one.
+
+    Args:
+        rows: in order; none gives a sample without tokens.
+        tiles: of all their pictures.
+        labelled: what is supervised gets labels.
+    """
+    runs = np.array([(*run, doc) for doc, row in enumerate(rows) for run in row.runs], dtype=np.int64).reshape(-1, 7)
+    count = runs[:, 0]
+    start, kinds, supervised, branches, blocks, docs = np.repeat(runs[:, 1:].T, count, axis=1)
+    images = np.cumsum([0, *(row.images_placed for row in rows)])
+    ids = np.array([token for row in rows for token in row.ids], dtype=np.int64)
+    labels = np.full(len(ids), IGNORE)
+    if labelled:
+        # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
+        learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1]) & (docs[1:] == docs[:-1])
+        labels[:-1][learnt] = ids[1:][learnt]
+    before = np.repeat(count.cumsum() - count, count)
+    return Sample(
+        key=", ".join(row.key for row in rows),
+        ids=torch.from_numpy(ids),
+        kinds=torch.from_numpy(kinds.astype(np.int8)),
+        labels=torch.from_numpy(labels),
+        positions=torch.from_numpy(start + np.arange(len(ids)) - before),
+        docs=torch.from_numpy(docs.astype(np.int32)),
+        branches=torch.from_numpy(branches.astype(np.int32)),
+        blocks=torch.from_numpy(np.where(blocks >= 0, blocks + images[docs], -1).astype(np.int32)),
+        tiles=tiles,
+        image_tiles=tuple(count for row in rows for count in row.image_tiles),
+        num_records=len(rows),
+    )
+
+
 @dataclass
 class Tally(Row):
-    """Counts what a row would hold, and makes no column. `images` are the numbers of tiles of the pictures."""
+    """Counts what a row would hold, and makes no column."""
 
     tokens: int = 0
     image_tokens: int = 0
     supervised_tokens: int = 0
-    num_tiles: int = 0
 
-    def image(self, index: int) -> None:
-        self.images_placed += 1
-        if index >= len(self.images):
-            return
-        if self.embedder is None:
-            raise UserError(f"sample {self.key!r}: an image was given, but the model has no patch embedder")
-        tiles, side = int(self.images[index]), self.embedder.image_size  # type: ignore[call-overload]
-        slots = tiles * self.embedder.num_tokens(side, side)
-        self.num_tiles += tiles
-        self.image_tokens += slots
-        self.tokens += slots + len(self.processor.start_ids) + len(self.processor.end_ids)
+    @property
+    def num_tiles(self) -> int:
+        return sum(self.image_tiles)
 
     def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
         self.tokens += len(ids)
+        self.image_tokens += len(ids) if kind == TokenKind.IMAGE else 0
         self.supervised_tokens += len(ids) if supervised else 0

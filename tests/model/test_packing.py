@@ -245,6 +245,10 @@ def gradients_of_others(net: MultimodalLM, sample: Sample) -> dict[str, Tensor]:
 @MASKS
 @pytest.mark.parametrize("training", [True, False])
 def test_numbers_that_are_none_stay_in_their_document(attention: str, training: bool) -> None:
+    check_poison(attention, training)
+
+
+def check_poison(attention: str, training: bool = True) -> None:
     """Not even padding has anything of a neighbour: 0 times NaN would be NaN."""
     net, given = make(attention), Batch.collate([row(EXAMPLE)])
     embedded = net.embed(given).detach()

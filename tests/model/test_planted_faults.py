@@ -6,6 +6,7 @@ The checks are those that the tests of the same name run on the sound code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ from components.backbones import decoder
 from components.backbones.internlm2 import InternLM2
 from components.freezing import delta_tuning
 from components.routers.modality import ModalityRouter
+from mmframe import batch as batch_file
 from mmframe import layout as layout_file
 from mmframe import module as module_file
+from mmframe.batch import Batch, Sample
 from mmframe.experts import Experts
 from mmframe.freezing import FreezingReport, freeze
 from mmframe.layout import Layout, _Gather
 from mmframe.module import MultimodalModule
 from mmframe.optim import MasterAdamW
 from mmframe.plan import Plan
-from tests.helpers import QKV_FFN
-from tests.model import test_attention, test_reference, test_routing, test_training_promises
+from tests.helpers import QKV_FFN, row
+from tests.model import test_attention, test_packing, test_reference, test_routing, test_training_promises
 
 Patch = pytest.MonkeyPatch
+PACK = "tTTtt|t[i]tTT|tttTTT"
+"""Without branches: the mask that those need would hide that documents are taken for one."""
 
 
 def blend_instead_of_gather(patch: Patch) -> None:
@@ -115,6 +120,39 @@ def padding_leaks_gradients(patch: Patch) -> None:
     patch.setattr(Layout, "ungrid", ungrid)
 
 
+def documents_see_one_another(patch: Patch) -> None:
+    """A packed row is taken for one document."""
+
+    def rows(samples: list[Sample], docs_T: Tensor) -> Tensor:
+        return torch.arange(len(samples)).repeat_interleave(torch.tensor([len(s) for s in samples]))
+
+    patch.setattr(batch_file, "_documents", rows)
+
+
+def padding_of_a_neighbour(patch: Patch) -> None:
+    """Padding cells hold the first token of the batch, whosever it is."""
+    sound = layout_file._Sequences.cells
+
+    def cells(self: layout_file._Sequences) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+        shapes, token_C, is_hole_C = sound(self)
+        return shapes, token_C.masked_fill(is_hole_C, 0), is_hole_C
+
+    patch.setattr(layout_file._Sequences, "cells", cells)
+
+
+def branches_weigh_as_one_sample(patch: Patch) -> None:
+    """Questions that share an image count as one answer."""
+    sound = Batch.collate
+
+    def collate(samples: list[Sample]) -> Batch:
+        made = sound(samples)
+        document_T = torch.arange(len(made.doc_lengths)).repeat_interleave(made.doc_lengths)
+        document_S = document_T[made.supervised]
+        return replace(made, supervised_counts=document_S.bincount()[document_S])
+
+    patch.setattr(Batch, "collate", collate)
+
+
 def wqkv_read_as_blocks(patch: Patch) -> None:
     """All queries, then all keys, then all values: it loads without an error."""
 
@@ -173,6 +211,22 @@ def padding_gradients(folder: Path) -> None:
     test_attention.test_padding_cells_add_nothing_to_gradients()
 
 
+def isolated(folder: Path) -> None:
+    test_packing.check_isolated(test_packing.make("causal"), row(PACK), choice=0)
+
+
+def packed(folder: Path) -> None:
+    test_packing.check_packed(test_packing.make("causal"), row(PACK))
+
+
+def poisoned_documents(folder: Path) -> None:
+    test_packing.check_poison("causal")
+
+
+def weights_of_tokens(folder: Path) -> None:
+    test_training_promises.test_a_token_weighs_what_its_sample_says()
+
+
 def single_slot(folder: Path) -> None:
     test_attention.test_a_piece_of_a_single_slot_goes_to_the_visual_expert()
 
@@ -202,6 +256,10 @@ CAUGHT_BY: list[tuple[Callable[[Patch], None], Check]] = [
     (causal_mask_off_by_one, reference_logits),
     (explicit_mask_off_by_one, pieces),
     (padding_leaks_gradients, padding_gradients),
+    (documents_see_one_another, isolated),
+    (documents_see_one_another, packed),
+    (padding_of_a_neighbour, poisoned_documents),
+    (branches_weigh_as_one_sample, weights_of_tokens),
     (wqkv_read_as_blocks, reference_logits),
     (one_token_means_text, single_slot),
     (mean_of_micro_batch_means, split),
