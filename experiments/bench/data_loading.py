@@ -270,10 +270,60 @@ def main() -> None:
             found = measured(data, 60) | shares(data, 30)
             if tiles == 6:
                 found |= worker_memory(data, 40)
+                pictures = {n: s for n, s in offline(args.offline, tiles).items() if isinstance(s, TarShards)}
+                found["fill of rows of 4,096 tokens: all; pictures alone"] = [
+                    fill(mixture(sources, max_tokens=4096)) for sources in (offline(args.offline, tiles), pictures)
+                ]
             figures[f"offline corpus, {tiles} tiles"] = found
             print(tiles, json.dumps(found))
+        slow = figures["offline corpus, 6 tiles"]
+        milliseconds = sum(slow["milliseconds a record"][k] for k in ("read", "decode", "resize", "assemble rows"))
+        figures["cores for one H100"] = cores_for_h100(1e3 * slow["tiles a record"] / milliseconds)
+        print(json.dumps(figures["cores for one H100"], indent=1))
     command = "python -m experiments.bench.data_loading" + (" --offline DIR" if args.offline else "")
     print(write_result("data_loading", command, figures))
+
+
+def fill(data: MixtureData) -> float:
+    """Tokens of all rows over what they could hold."""
+    plan = data.train_rows.plan  # type: ignore[union-attr]
+    rows = plan.rows(0)
+    tokens = int(plan.tokens(plan.mix.resolve(rows.draws)).sum())
+    return round(tokens / (plan.shape.tokens * len(rows)), 4)
+
+
+# ---- how many cores a GPU needs
+
+H100 = 989e12 * 0.4  # FLOP/s in bf16, at a utilisation of 40 % that is assumed, not measured
+ATTENTION, FFN = 0.3e9, 1.21e9  # weights of InternLM2-1.8B that a token meets in the layers
+STAGES = {  # of EViP: whether the attention trains, whether text does, tiles of an image at most, thumbnail included
+    "s1_1_concept": (False, False, 5),
+    "s1_2_semantic": (False, False, 7),
+    "s1_3_alignment": (True, False, 13),
+    "s2_instruction": (True, True, 25),
+}
+
+
+def cores_for_h100(tiles_per_core: float, text_tokens: int = 64) -> dict[str, Any]:
+    """Cores that keep one H100 busy, from operations and what a core was measured to make ready.
+
+    A product costs 2 FLOP for each weight and token, as much again for the gradient of its input, and once more where
+    the weight trains. Attention's own products grow with the row and are counted at the stage's longest image.
+    """
+    found = {}
+    for stage, (attention, text, tiles) in STAGES.items():
+        image = tiles * TOKENS
+        length = image + text_tokens
+        scores = 3 * 4 * 2048 * length / 2 * 24  # two causal products, forward and backward, 24 layers
+        shared = (6 if attention else 4) * ATTENTION + scores
+        flop = length * shared + image * 6 * FFN + text_tokens * (6 if text else 4) * FFN
+        images = H100 / flop
+        found[stage] = {
+            "tokens/s of an H100, estimated": round(images * length),
+            "tiles/s": round(images * tiles),
+            "cores": round(images * tiles / tiles_per_core, 1),
+        }
+    return found
 
 
 def _silent(run: Callable[[], int]) -> Callable[[], None]:
