@@ -2,12 +2,15 @@
 
 import copy
 import math
+import os
+import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -25,6 +28,7 @@ from mmframe.contracts import (
 )
 from mmframe.data.base import MultimodalData
 from mmframe.data.loaders import refuse_inexact
+from mmframe.data.order import hash64
 from mmframe.data.prompts import Prompt
 from mmframe.errors import UserError
 from mmframe.freezing import freeze
@@ -98,6 +102,7 @@ class MultimodalModule(pl.LightningModule):
         self.val_loss = MeanMetric()
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
+        self._micro_batch = 0  # of the optimiser step
 
     def _load(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str) -> None:
         """Copies a checkpoint into the model, and says what of the model is not in it."""
@@ -139,6 +144,7 @@ class MultimodalModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled so that the optimiser step sees sum(loss) / sum(weights) of the whole
         global batch, however it is split over micro-batches and ranks."""
+        self._seed_step()
         total, weight = self.objective(self.net, batch)
         self.step_stats = {
             "tokens": batch.num_tokens,
@@ -154,10 +160,21 @@ class MultimodalModule(pl.LightningModule):
         # Lightning divides by the micro-batches, DDP averages over ranks: undo both, divide in on_before_optimizer_step
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
+    def _seed_step(self) -> None:
+        """What a step draws (dropout) follows from the run's seed, the step, the micro-batch and the rank, so that a
+        killed run goes on exactly without the state of any generator."""
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        drawn = hash64(1, seed, self.trainer.global_step, self._micro_batch, self.trainer.global_rank, 20)[0]
+        torch.manual_seed(int(drawn) >> 1)
+        random.seed(int(drawn))
+        np.random.seed(int(drawn) % 2**32)
+        self._micro_batch += 1
+
     def _whole_batch(self) -> bool:
         return self.trainer.accumulate_grad_batches == 1 and self.trainer.world_size == 1
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._micro_batch = 0
         if self._whole_batch() or self._weight_seen is None:
             return
         weight = self._weight_seen
