@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +58,8 @@ def test_the_line_tells_stage_and_chain():
     progress._from, progress._begun, progress._tokens, progress._image = 17, 0.0, 24_000, 8_000
     line = progress.line(trainer, 20.0)
     assert line == "[2/4 s1_2]  37/200  loss 2.311  1.2k tok/s  33% image  2:43 left  chain 30%"
+    trainer.datamodule = SimpleNamespace(num_bad=1234)  # records that could not be used
+    assert progress.line(trainer, 20.0) == line.replace("  2:43 left", "  1,234 bad  2:43 left")
 
 
 def test_short_numbers_and_times():
