@@ -204,6 +204,7 @@ def test_a_layer_of_the_2b_model_agrees() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 24 layers in the emulator: five minutes and more of two cores
 def test_the_2b_model_agrees(emulator: Emulator) -> None:
     check_wide(24, emulator)
 
