@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.pictures import Picture, picture_size
@@ -16,6 +12,7 @@ from mmframe.data.records import Record
 from mmframe.errors import UserError
 from mmframe.images import count_tiles
 from mmframe.processing import ChatProcessor
+from mmframe.processing.row import Tally
 
 
 def longest_row(
@@ -37,25 +34,12 @@ def longest_row(
     counts = [
         count_tiles(*_size(path, record.key), embedder.image_size, share, processor.thumbnail) for path in record.images
     ]
-    tiles: list[Tensor] = [torch.zeros(count, 3, 1, 1, dtype=torch.uint8) for count in counts]
-    counting: Any = _OnePixelTiles(embedder)
     if record.conversation is not None:
-        return len(processor.encode(record.conversation, tiles, counting, max_tiles, record.key).ids)
-    row = processor.encode_branches(record.questions, tiles, counting, max_tiles, record.key)
+        return processor.row(record.conversation, counts, embedder, max_tiles, record.key, Tally).tokens
+    row = processor.encode_branches(record.questions, counts, embedder, max_tiles, record.key)
     branches = Counter(row.branches.tolist())
     trunk = branches.pop(0)
     return trunk + sum(sorted(branches.values(), reverse=True)[:per_row])
-
-
-class _OnePixelTiles:
-    """Stands in for the patch embedder: a tile of one pixel counts as one of full size."""
-
-    def __init__(self, embedder: PatchEmbedder) -> None:
-        self.image_size = embedder.image_size
-        self.per_tile = embedder.num_tokens(embedder.image_size, embedder.image_size)
-
-    def num_tokens(self, height: int, width: int) -> int:
-        return self.per_tile
 
 
 def _size(path: Picture, key: str) -> tuple[int, int]:

@@ -278,6 +278,17 @@ def test_hostile_records_are_left_out_with_their_reason_and_nothing_else_changes
     assert all(str(tmp_path) in row["message"] for row in written)
 
 
+def test_the_tiles_of_a_record_that_breaks_at_its_second_picture_are_not_left_behind(tmp_path: Path) -> None:
+    half, good = bad_pictures(tmp_path)["half"], pairs(tmp_path, 6)
+    records = [good[1], talk("broken", good[2].images[0], half), *good[2:4]]
+    row = rows_of(mixture({"x": Listed(records)}, max_tokens=2000, max_bad_fraction=1)).sample(0, 0)
+    assert len(row.left_out) == 1 and row.num_records == 4
+    assert sorted(row.key.split(", ")) == ["pair1", "pair2", "pair3"]
+    whole = rows_of(mixture({"x": Listed([good[1], *good[2:4]], "other")}, packing=False))
+    single = {(s := whole.sample(0, i)).key: s for i in range(3)}
+    assert torch.equal(row.tiles, torch.cat([single[key].tiles for key in row.key.split(", ")]))
+
+
 def test_a_literal_special_token_is_text(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     picture().save(path)
