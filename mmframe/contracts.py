@@ -158,6 +158,9 @@ class Backbone(Component, nn.Module, ABC):
     vocab_size: int
     attention: str
     """Mask of the backbone: ``causal`` or ``image_bidirectional``."""
+    window: int | None = None
+    """Where it has local layers: the tokens that these see, with the token itself. Then `attention` is theirs, and
+    other layers are causal."""
 
     @abstractmethod
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -173,8 +176,8 @@ class Backbone(Component, nn.Module, ABC):
 
     @abstractmethod
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [..., head_dim] in fp32 for `positions` [...] of rows of `lengths` tokens (broadcast): a row's
-        angles never depend on its neighbours in the batch."""
+        """cos and sin [..., angles] in fp32, mostly head_dim of them, for `positions` [...] of rows of `lengths` tokens
+        (broadcast): a row's angles never depend on its neighbours in the batch."""
 
     @abstractmethod
     def sites(self) -> "Iterator[tuple[int, str, Experts]]":

@@ -55,12 +55,14 @@ class Group:
     kernel that must be built first (flash-attn) or compiled (FlexAttention): those could save no more than the padding
     that is left in the groups.
 
-    mask  bool [B, 1, L, K], True = may attend; None = plain causal attention
+    mask        bool [B, 1, L, K], True = may attend; None = plain causal attention
+    local_mask  that of local layers, of a backbone with a window
     """
 
     num_rows: int
     length: int
     mask: Tensor | None = None
+    local_mask: Tensor | None = None
 
     @property
     def cells(self) -> int:
@@ -152,6 +154,8 @@ class Layout:
         masked = batch.doc_branched
         if backbone.attention == "image_bidirectional":
             masked = masked | batch.doc_images
+        if backbone.window is not None:
+            masked = masked | (batch.doc_lengths > backbone.window)
         of = _Sequences.documents(batch, masked) if cache is None else _Sequences.rows(batch, masked, cache)
         shapes, token_C, is_hole_C = of.cells()
         cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
@@ -182,7 +186,7 @@ class Layout:
             if cache.raw_keys:
                 positions_BK = cache.table[3, :, : layout.context]
                 layout = layout._with_key_angles(backbone, positions_BK, of.turning.to(device), dtype)
-        return layout._with_masks(of, facts, backbone.attention, cache)
+        return layout._with_masks(of, facts, backbone, cache)
 
     @classmethod
     def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
@@ -197,10 +201,10 @@ class Layout:
         facts = torch.stack([doc, branch, torch.full_like(doc, -1), position + 1])
         cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
         key = cache.table[:, :, :context]
-        mask = may_attend(facts[:, :, None], key, columns, backbone.attention)[:, None]
+        masks = _masks(facts[:, :, None], key, columns, backbone)
         cos, sin = backbone.rope(facts[3], columns + 1)
         layout = cls(
-            groups=(Group(cache.num_rows, 1, mask),),
+            groups=(Group(cache.num_rows, 1, **masks),),
             to_grid=rows,
             from_grid=rows,
             holes=None,
@@ -211,6 +215,10 @@ class Layout:
             slots=rows * cache.capacity + columns,
         )
         return layout._with_key_angles(backbone, key[3], columns + 1, dtype) if cache.raw_keys else layout
+
+    def local(self) -> Layout:
+        """The same for local layers, of a backbone with a window."""
+        return replace(self, groups=tuple(replace(group, mask=group.local_mask) for group in self.groups))
 
     def grid(self, x_T: Tensor) -> list[Tensor]:
         """[T, ...] in plan order -> [B, L, ...] of each group."""
@@ -229,7 +237,7 @@ class Layout:
             return flat
         return _Gather.apply(flat, self.from_grid, self.to_grid, self.holes)  # type: ignore[return-value]
 
-    def _with_masks(self, of: _Sequences, facts: Tensor, attention: str, cache: KVCache | None) -> Layout:
+    def _with_masks(self, of: _Sequences, facts: Tensor, backbone: Backbone, cache: KVCache | None) -> Layout:
         """Adds the masks of the groups where plain causal attention is not enough."""
         if not any(of.masked):
             return self
@@ -241,8 +249,7 @@ class Layout:
             if masked:
                 q = part.view(4, group.num_rows, group.length)
                 k = q if cache is None else cache.table[:, :, : self.context]
-                mask = may_attend(q, k, of.past[members].to(q.device), attention)
-                group = replace(group, mask=mask[:, None])
+                group = replace(group, **_masks(q, k, of.past[members].to(q.device), backbone))
             groups.append(group)
         return replace(self, groups=tuple(groups))
 
@@ -253,7 +260,15 @@ class Layout:
         return replace(self, key_cos=cos.to(dtype)[:, :, None], key_sin=sin.to(dtype)[:, :, None])
 
 
-def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str) -> Tensor:
+def _masks(query: Tensor, key: Tensor, past_B: Tensor, backbone: Backbone) -> dict[str, Tensor]:
+    """Masks of a group, each [B, 1, L, K]: with a window that of global layers, which are causal, and of local ones."""
+    if backbone.window is None:
+        return {"mask": may_attend(query, key, past_B, backbone.attention)[:, None]}
+    local = may_attend(query, key, past_B, backbone.attention, backbone.window)
+    return {"mask": may_attend(query, key, past_B, "causal")[:, None], "local_mask": local[:, None]}
+
+
+def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str, window: int | None = None) -> Tensor:
     """Who sees whom: bool [B, L, K].
 
     A token sees earlier tokens of its document that stand in the trunk or in its own branch; with
@@ -265,6 +280,7 @@ def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str) -> Te
         key: The same of the columns [4, B, K]; -1 marks an empty one.
         past_B: Column of each row's first query.
         attention: ``causal`` or ``image_bidirectional``.
+        window: Columns that a query sees at most, back from its own and with it; None: all of them.
     """
     q_doc, q_branch, q_block, _ = query[:, :, :, None].unbind(0)
     k_doc, k_branch, k_block, _ = key[:, :, None, :].unbind(0)
@@ -273,6 +289,8 @@ def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str) -> Te
     seen = column <= q_column
     if attention == "image_bidirectional":
         seen = seen | ((q_block >= 0) & (q_block == k_block))
+    if window is not None:
+        seen = seen & (column > q_column - window)
     allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
     return torch.where(q_doc < 0, column == 0, allowed)
 

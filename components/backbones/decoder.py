@@ -8,7 +8,7 @@ B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F in
 V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -120,8 +120,8 @@ class DecoderLayer(nn.Module):
     Subclasses say which norms and which FFN they have, or stand them in another order.
     """
 
-    norm_class: ClassVar[Callable[[int, float], nn.Module]] = RMSNorm
-    ffn_class: ClassVar[Callable[[int, int], nn.Module]] = FFN
+    norm_class: ClassVar[type[nn.Module]] = RMSNorm
+    ffn_class: ClassVar[type[nn.Module]] = FFN
     scale: ClassVar[float | None] = None
     """Of the scores; None is 1 / sqrt(head_dim)."""
 

@@ -57,6 +57,8 @@ PERSIMMON_SITES = LLAMA_SITES | {
 }
 PERSIMMON_FFN = {"up": "dense_h_to_4h", "down": "dense_4h_to_h"}
 
+GEMMA_SITES = LLAMA_SITES | {"ffn_norm": "pre_feedforward_layernorm"}
+
 
 def suffix(expert: str) -> str:
     """What follows the name of a module that belongs to an expert."""

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from components.backbones.decoder import Decoder
+from components.backbones.gemma import Gemma
 from components.backbones.internlm2 import InternLM2
 from components.backbones.llama import Llama
 from components.backbones.persimmon import Persimmon
@@ -47,7 +48,7 @@ def backbone_config(backbone: Backbone) -> Config:
     """
     if not isinstance(backbone, Decoder):
         raise UserError(f"{type(backbone).__name__} has no official layout")
-    if backbone.attention != "causal":
+    if backbone.attention != "causal" and not isinstance(backbone, Gemma):
         raise UserError(f"official code has no attention={backbone.attention}")
     return backbone.hf_config()
 
@@ -74,6 +75,7 @@ class TextLLM(CheckpointFormat):
         sizes = dict(hidden_size=32, num_layers=2, num_heads=4, kv_heads=2, intermediate_size=48, vocab_size=64)
         scaled = dict(rope_scaling="dynamic", rope_factor=2.0, max_positions=4)
         llama3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=4)
+        gemma = sizes | dict(num_layers=3, head_dim=8, global_head_dim=16, global_every=2, window=4)
         heads = {key: size for key, size in sizes.items() if key != "kv_heads"}
         made = [
             spec(InternLM2, **sizes, bias=True, **scaled),
@@ -83,6 +85,8 @@ class TextLLM(CheckpointFormat):
             spec(Qwen2, **sizes, rope_scaling="yarn", rope_factor=2.0, max_positions=4),
             spec(Qwen3, **sizes, head_dim=12, tied_head=False),
             spec(Persimmon, **heads, rope_scaling="linear", rope_factor=4.0, partial_rotary=0.25),
+            spec(Gemma, **gemma, global_kv_heads=1, logit_cap=5.0, rope_theta=77.0, attention="causal"),
+            spec(Gemma, **gemma, global_kv_heads=2, values_from_keys=False, tied_head=False, global_rotary=0.5),
             spec(Persimmon, **heads, qk_norm=False, tied_head=True, norm_eps=1e-2, rope_theta=77.0),
         ]
         return [{"backbone": backbone, "patch_embedder": None, "router": spec(SharedRouter)} for backbone in made]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from components.backbones.chameleon import Chameleon
 from components.backbones.decoder import Decoder
+from components.backbones.gemma import Gemma
 from components.backbones.llama import Llama
 from components.backbones.persimmon import Persimmon
 from components.backbones.qwen import Qwen2
@@ -22,6 +23,7 @@ from components.patch_embedders.internvit import InternViT
 from components.routers.modality import SharedRouter
 from mmframe.batch import Batch, Sample
 from mmframe.contracts import PatchEmbedder
+from mmframe.generation import generate
 from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.weights import load_weights
@@ -204,3 +206,59 @@ def test_internvl(text: str, vision: dict[str, Any], transformers: Any) -> None:
     sample = row_with_image(embedder, torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(2)))
     expected = theirs(input_ids=sample.ids[None], pixel_values=sample.tiles).logits[0]
     close(all_logits(net_of(backbone, embedder), sample), expected)
+
+
+# ---- Gemma 4 Unified
+
+GEMMA: dict[str, Any] = SIZES | dict(
+    model_type="gemma4_unified_text",
+    num_key_value_heads=2,
+    num_global_key_value_heads=1,
+    head_dim=8,
+    global_head_dim=16,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    sliding_window=6,
+    attention_k_eq_v=True,
+    final_logit_softcapping=5.0,
+    rope_parameters={
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000.0},
+    },
+)
+GEMMAS: dict[str, dict[str, Any]] = {
+    "as released": {
+        "num_hidden_layers": 5,
+        "layer_types": [*["sliding_attention", "full_attention"] * 2, "full_attention"],
+    },
+    "own values, no cap": {"attention_k_eq_v": False, "final_logit_softcapping": None, "sliding_window": 100},
+}
+
+
+def gemma_of(theirs: Any, config: dict[str, Any], prefix: str = "model.") -> Gemma:
+    backbone = Gemma(**Gemma.from_hf_config(config))
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if name.startswith(prefix)}
+    fill(backbone, {"model." + name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return backbone
+
+
+def rough_gemma(model: Any) -> Any:
+    """Its layer scales are buffers."""
+    for number, (name, buffer) in enumerate(rough(model).named_buffers()):
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.8 + 0.05 * number)
+    return model
+
+
+@pytest.mark.parametrize("case", GEMMAS)
+@torch.no_grad()
+def test_text_of_gemma(case: str, transformers: Any) -> None:
+    config = GEMMA | GEMMAS[case]
+    theirs = rough_gemma(transformers.Gemma4UnifiedForCausalLM(transformers.Gemma4UnifiedTextConfig(**config)))
+    net = net_of(gemma_of(theirs, config))
+    expected = torch.cat([theirs(row.ids[None]).logits[0] for row in text_rows()])
+    close(all_logits(net, Batch.collate(text_rows())), expected)
+    made = generate(net, text_rows()[1:], max_new_tokens=8).ids
+    options = dict(max_new_tokens=8, min_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    for sample, ours in zip(text_rows()[1:], made, strict=True):
+        whole = theirs.generate(sample.ids[None], attention_mask=torch.ones(1, len(sample)), **options)
+        assert ours == whole[0, len(sample) :].tolist()
