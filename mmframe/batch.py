@@ -14,7 +14,7 @@ from mmframe.kinds import TokenKind
 
 IGNORE = -100
 """Label of a position that is not supervised."""
-COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks")
+COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks", "prefix")
 """What a row says of each of its tokens. None holds floats, so that a trainer that casts its batches (bf16-true) rounds
 pixels and nothing else."""
 
@@ -32,6 +32,7 @@ class Sample:
     docs       int32, document in the row (packing), never falling; documents never see one another
     branches   int32, 0 = trunk, seen by all; k > 0 = branch k, seen only by itself (questions that share an image)
     blocks     int32, index of the image in the row, counting from 0, for IMAGE slots (and its queries); -1 elsewhere
+    prefix     bool, the prompt: all tokens of a document, or of a branch, in front of its first answer
     tiles      [n, 3, h, w], pixels of all images of the row, in order: float32, normalised; or uint8, as they were cut,
                to be normalised on the device (a quarter of the bytes to move)
     image_tiles  number of tiles of each image
@@ -47,6 +48,7 @@ class Sample:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
+    prefix: Tensor
     tiles: Tensor
     image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
@@ -85,13 +87,15 @@ class Sample:
         docs: Sequence[int] | Tensor | None = None,
         branches: Sequence[int] | Tensor | None = None,
         blocks: Sequence[int] | Tensor | None = None,
+        prefix: Sequence[bool] | Tensor | None = None,
         tiles: Tensor | None = None,
         image_tiles: tuple[int, ...] = (),
         key: str = "",
     ) -> Sample:
         """A row from token ids; what is left out is one text document without labels.
 
-        `blocks` defaults to one image per unbroken run of IMAGE slots.
+        `blocks` defaults to one image per unbroken run of IMAGE slots, `prefix` to what labels say:
+        a document without labels is a prompt.
         """
         ids_t = torch.as_tensor(ids, dtype=torch.int64)
         t = ids_t.numel()
@@ -110,22 +114,29 @@ class Sample:
             starts = is_image & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_image[:-1]])[:t]
             return torch.where(is_image, starts.cumsum(0) - 1, -1)
 
+        def unanswered() -> Tensor:
+            answers = torch.cat([torch.zeros(1, dtype=torch.bool), labels_t[:-1] != IGNORE])[:t]
+            return in_front_of(answers, docs_t, branches_t)
+
         kinds_t = column(kinds, lambda: torch.full((t,), TokenKind.TEXT), torch.int8)
+        labels_t = column(labels, lambda: torch.full((t,), IGNORE), torch.int64)
+        docs_t, branches_t = column(docs, zeros, torch.int32), column(branches, zeros, torch.int32)
         return cls(
             key=key,
             ids=ids_t,
             kinds=kinds_t,
-            labels=column(labels, lambda: torch.full((t,), IGNORE), torch.int64),
+            labels=labels_t,
             positions=column(positions, lambda: torch.arange(t), torch.int64),
-            docs=column(docs, zeros, torch.int32),
-            branches=column(branches, zeros, torch.int32),
+            docs=docs_t,
+            branches=branches_t,
             blocks=column(blocks, runs, torch.int32),
+            prefix=column(prefix, unanswered, torch.bool),
             tiles=torch.zeros(0, 3, 1, 1) if tiles is None else tiles,
             image_tiles=image_tiles,
         )
 
 
-ON_HOST = ("kinds", "doc_lengths", "doc_branched", "doc_images")
+ON_HOST = ("kinds", "prefix", "doc_lengths", "doc_branched", "doc_images")
 """Tensors of a batch that stay on the host: plan and layout are made of them, and no layer waits for them."""
 
 
@@ -149,6 +160,7 @@ class Batch:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
+    prefix: Tensor
     tiles: Tensor
     row_lengths: tuple[int, ...]
     row_tiles: tuple[int, ...]
@@ -225,6 +237,21 @@ class Batch:
     def pin_memory(self) -> Batch:
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **pinned)
+
+
+def in_front_of(answers_T: Tensor, docs_T: Tensor, branches_T: Tensor) -> Tensor:
+    """Tokens in front of the first answer of their document, or of their branch: bool [T].
+
+    Args:
+        answers_T: bool, tokens of answers.
+        docs_T: Documents; neighbours with equal numbers are of one.
+        branches_T: Branches.
+    """
+    begins = torch.ones_like(answers_T)
+    begins[1:] = (docs_T[1:] != docs_T[:-1]) | (branches_T[1:] != branches_T[:-1])
+    count = answers_T.cumsum(0)
+    part_T = begins.cumsum(0) - 1
+    return count == (count - answers_T.long())[begins][part_T]
 
 
 def joined_tiles(parts: Sequence[Tensor]) -> Tensor:

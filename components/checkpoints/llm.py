@@ -54,8 +54,14 @@ def backbone_config(backbone: Backbone) -> Config:
     """
     if not isinstance(backbone, Decoder):
         raise UserError(f"{type(backbone).__name__} has no official layout")
-    if backbone.attention != "causal":
-        raise UserError(f"official code has no attention={backbone.attention}")
+    official = {"attention": "causal", "positions": "linear", "pre_layers": 0}
+    changed = [
+        f"{name}={value}"
+        for name, usual in official.items()
+        if (value := backbone.spec["init_args"].get(name, usual)) != usual
+    ]
+    if changed:
+        raise UserError(f"official code has no {', '.join(changed)}")
     layer, rope = backbone.layers[0], backbone.rotary
     model_type = (type(backbone).model_types or ("llama",))[0]
     scaling = None

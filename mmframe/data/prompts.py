@@ -46,6 +46,7 @@ def prompts_of(sample: Sample, tokenizer: Tokenizer) -> list[Prompt]:
             kinds=sample.kinds[keep],
             positions=sample.positions[keep],
             blocks=sample.blocks[keep],
+            prefix=sample.prefix[keep],
             tiles=sample.tiles[tile_of[keep & is_image].unique()],
             key=sample.key if len(starts) == 1 else f"{sample.key}#{number}",
         )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmframe.batch import IGNORE, Sample, joined_tiles
+from mmframe.batch import IGNORE, Sample, in_front_of, joined_tiles
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
@@ -118,6 +118,7 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
         learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1]) & (docs[1:] == docs[:-1])
         labels[:-1][learnt] = ids[1:][learnt]
+    answers, docs_T, branches_T = (torch.from_numpy(x) for x in (supervised == 1, docs, branches))
     before = np.repeat(count.cumsum() - count, count)
     return Sample(
         key=", ".join(row.key for row in rows),
@@ -128,6 +129,7 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         docs=torch.from_numpy(docs.astype(np.int32)),
         branches=torch.from_numpy(branches.astype(np.int32)),
         blocks=torch.from_numpy(np.where(blocks >= 0, blocks + images[docs], -1).astype(np.int32)),
+        prefix=in_front_of(answers, docs_T, branches_T),
         tiles=tiles,
         image_tiles=tuple(count for row in rows for count in row.image_tiles),
         num_records=len(rows),
