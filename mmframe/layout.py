@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmframe.batch import Batch
 from mmframe.errors import UserError
+from mmframe.geometry import facts_of, may_attend, next_positions, rotary_positions
 from mmframe.kinds import TokenKind
 from mmframe.length_groups import length_groups
 from mmframe.plan import Plan
@@ -24,8 +25,6 @@ from mmframe.plan import Plan
 if TYPE_CHECKING:
     from mmframe.cache import KVCache
     from mmframe.contracts import Backbone
-
-ATTENTION = ("causal", "image_bidirectional")
 
 
 class _Gather(torch.autograd.Function):
@@ -151,9 +150,7 @@ class Layout:
         def planned(x_T: Tensor) -> Tensor:
             return (x_T if order is None else x_T[order]).to(device)
 
-        masked = batch.doc_branched
-        if backbone.attention == "image_bidirectional":
-            masked = masked | batch.doc_images
+        masked = _masked_documents(batch, backbone.attention)
         if backbone.window is not None:
             masked = masked | (batch.doc_lengths > backbone.window)
         of = _Sequences.documents(batch, masked) if cache is None else _Sequences.rows(batch, masked, cache)
@@ -161,7 +158,28 @@ class Layout:
         cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
         cell_T[token_C[~is_hole_C]] = (~is_hole_C).nonzero().flatten()
         sequence_T = torch.arange(len(of.lengths)).repeat_interleave(of.lengths)
-        cos, sin = backbone.rope(plan.sort(batch.positions), planned(of.turning[sequence_T]))
+        positions, facts, slots = batch.positions, None, None
+        if cache is not None or any(of.masked) or backbone.positions != "linear":
+            facts = torch.stack([getattr(batch, name).to(device).long() for name in facts_of(backbone)])
+        if cache is not None:
+            before_N = of.past - (of.lengths.cumsum(0) - of.lengths)
+            rows = sequence_T.to(device)
+            columns = (torch.arange(batch.num_tokens) + before_N[sequence_T]).to(device)
+            if backbone.attention == "prefix":
+                _refuse_prompts_in_pieces(batch, facts, rows, cache)
+            images_before = torch.tensor(cache.num_images, device=device)[rows]
+            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
+            cache.describe(rows, columns, batch.kinds.to(device), facts)
+            context, slots = int((of.past + of.lengths).max()), plan.sort(rows * cache.capacity + columns)
+        if backbone.positions != "linear" and cache is None:
+            whole = torch.stack([sequence_T.to(device), *facts[1:]])  # in one row, where `docs` do not tell rows apart
+            positions = rotary_positions(whole[:, None], backbone.positions)[..., 0, :]
+        elif backbone.positions != "linear":
+            positions = cache.place(context)[..., rows, columns]
+        if plan.order is not None:
+            positions = positions.index_select(-1, plan.order)
+            facts = None if facts is None else facts[:, plan.order]
+        cos, sin = backbone.rope(positions, planned(of.turning[sequence_T]))
         layout = cls(
             groups=tuple(Group(*shape) for shape in shapes),
             to_grid=(token_C if inverse is None else inverse[token_C]).to(device),
@@ -171,22 +189,11 @@ class Layout:
             sin=sin.to(dtype)[:, None],
             direct=order is None and torch.equal(token_C, torch.arange(batch.num_tokens)),
         )
-        if cache is None and not any(of.masked):
-            return layout
-        facts = torch.stack([batch.docs.long(), batch.branches.long(), batch.blocks.long(), batch.positions])
-        if plan.order is not None:
-            facts = facts[:, plan.order]
         if cache is not None:
-            before_N = of.past - (of.lengths.cumsum(0) - of.lengths)
-            rows, columns = planned(sequence_T), planned(torch.arange(batch.num_tokens) + before_N[sequence_T])
-            layout = replace(layout, context=int((of.past + of.lengths).max()), slots=rows * cache.capacity + columns)
-            images_before = torch.tensor(cache.num_images, device=device)[rows]
-            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
-            cache.describe(rows, columns, plan.sort(batch.kinds.to(device)), facts)
+            layout = replace(layout, context=context, slots=slots)
             if cache.raw_keys:
-                positions_BK = cache.table[3, :, : layout.context]
-                layout = layout._with_key_angles(backbone, positions_BK, of.turning.to(device), dtype)
-        return layout._with_masks(of, facts, backbone, cache)
+                layout = layout._with_key_angles(backbone, cache, of.turning.to(device), dtype)
+        return layout if facts is None else layout._with_masks(of, facts, backbone, cache)
 
     @classmethod
     def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
@@ -197,12 +204,16 @@ class Layout:
         """
         rows = torch.arange(cache.num_rows, device=cache.used.device)
         columns = cache.used.clone()  # the cache counts on in place
-        doc, branch, _, position = cache.table[:, rows, columns - 1].unbind(0)
-        facts = torch.stack([doc, branch, torch.full_like(doc, -1), position + 1])
+        doc, branch, _, position, *more = cache.table[:, rows, columns - 1].unbind(0)
+        none = torch.full_like(doc, -1)
+        facts = torch.stack([doc, branch, none, position + 1, *(none for _ in more)])
         cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
-        key = cache.table[:, :, :context]
-        masks = _masks(facts[:, :, None], key, columns, backbone)
-        cos, sin = backbone.rope(facts[3], columns + 1)
+        masks = _masks(facts[:, :, None], cache.table[:, :, :context], columns, backbone)
+        positions = facts[3]
+        if backbone.positions != "linear":
+            positions = next_positions(cache.positions[..., rows, columns - 1], backbone.positions)
+            cache.positions[..., rows, columns] = positions
+        cos, sin = backbone.rope(positions, columns + 1)
         layout = cls(
             groups=(Group(cache.num_rows, 1, **masks),),
             to_grid=rows,
@@ -214,7 +225,7 @@ class Layout:
             context=context,
             slots=rows * cache.capacity + columns,
         )
-        return layout._with_key_angles(backbone, key[3], columns + 1, dtype) if cache.raw_keys else layout
+        return layout._with_key_angles(backbone, cache, columns + 1, dtype) if cache.raw_keys else layout
 
     def local(self) -> Layout:
         """The same for local layers, of a backbone with a window."""
@@ -241,22 +252,21 @@ class Layout:
         """Adds the masks of the groups where plain causal attention is not enough."""
         if not any(of.masked):
             return self
-        query = facts.new_full((4, len(self.to_grid)), -1)
+        query = facts.new_full((len(facts), len(self.to_grid)), -1)
         query[:, self.from_grid] = facts
         groups = []
         parts = query.split([group.cells for group in self.groups], dim=1)
         for group, part, members, masked in zip(self.groups, parts, of.groups, of.masked, strict=True):
             if masked:
-                q = part.view(4, group.num_rows, group.length)
+                q = part.view(-1, group.num_rows, group.length)
                 k = q if cache is None else cache.table[:, :, : self.context]
                 group = replace(group, **_masks(q, k, of.past[members].to(q.device), backbone))
             groups.append(group)
         return replace(self, groups=tuple(groups))
 
-    def _with_key_angles(
-        self, backbone: Backbone, positions_BK: Tensor, lengths_B: Tensor, dtype: torch.dtype
-    ) -> Layout:
-        cos, sin = backbone.rope(positions_BK.clamp(min=0), lengths_B[:, None])
+    def _with_key_angles(self, backbone: Backbone, cache: KVCache, lengths_B: Tensor, dtype: torch.dtype) -> Layout:
+        positions_BK = cache.positions[..., : self.context].clamp(min=0)
+        cos, sin = backbone.rope(positions_BK, lengths_B[:, None])
         return replace(self, key_cos=cos.to(dtype)[:, :, None], key_sin=sin.to(dtype)[:, :, None])
 
 
@@ -268,35 +278,40 @@ def _masks(query: Tensor, key: Tensor, past_B: Tensor, backbone: Backbone) -> di
     return {"mask": may_attend(query, key, past_B, "causal")[:, None], "local_mask": local[:, None]}
 
 
-def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str, window: int | None = None) -> Tensor:
-    """Who sees whom: bool [B, L, K].
+def _masked_documents(batch: Batch, attention: str) -> Tensor:
+    """For which documents plain causal attention is not enough: bool [documents], on the host.
 
-    A token sees earlier tokens of its document that stand in the trunk or in its own branch; with
-    ``image_bidirectional`` also later slots of its own image. A padding query sees column 0, so that no softmax is
-    empty.
-
-    Args:
-        query: Documents, branches, image blocks, positions of the queries [4, B, L]; -1 marks padding.
-        key: The same of the columns [4, B, K]; -1 marks an empty one.
-        past_B: Column of each row's first query.
-        attention: ``causal`` or ``image_bidirectional``.
-        window: Columns that a query sees at most, back from its own and with it; None: all of them.
+    Raises:
+        UserError: a prefix mask, and questions that share an image: it would have to see each of them.
     """
-    q_doc, q_branch, q_block, _ = query[:, :, :, None].unbind(0)
-    k_doc, k_branch, k_block, _ = key[:, :, None, :].unbind(0)
-    column = torch.arange(key.shape[2], device=key.device)
-    q_column = torch.arange(query.shape[2], device=key.device)[None, :, None] + past_B[:, None, None]
-    seen = column <= q_column
     if attention == "image_bidirectional":
-        seen = seen | ((q_block >= 0) & (q_block == k_block))
-    if window is not None:
-        seen = seen & (column > q_column - window)
-    allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
-    return torch.where(q_doc < 0, column == 0, allowed)
+        return batch.doc_branched | batch.doc_images
+    if attention != "prefix":
+        return batch.doc_branched
+    document_T = torch.arange(len(batch.doc_lengths)).repeat_interleave(batch.doc_lengths)
+    if bool(batch.doc_branched.any()):
+        key = _key(batch, int(batch.doc_branched[document_T].nonzero()[0]))
+        raise UserError(
+            f"sample {key!r}: several questions share an image, which attention=prefix does not allow: the image would "
+            "have to see each of them; set questions_per_image: 1"
+        )
+    return document_T[batch.prefix].bincount(minlength=len(batch.doc_lengths)) > 1
 
 
-def check_attention(attention: str) -> str:
-    """Returns the name of a mask, or says which exist."""
-    if attention not in ATTENTION:
-        raise UserError(f"backbone: attention={attention!r} is not known; use one of {', '.join(ATTENTION)}")
-    return attention
+def _refuse_prompts_in_pieces(batch: Batch, facts: Tensor, rows: Tensor, cache: KVCache) -> None:
+    """A part of a prompt that is in the cache has not seen the rest of it, as a prefix mask asks for."""
+    if not any(cache.lengths) or not bool(batch.prefix.any()):
+        return
+    last = (cache.used - 1)[rows]
+    torn = (facts[4] > 0) & (last >= 0) & (facts[0] == cache.table[0, rows, last])
+    if bool(torn.any()):
+        raise UserError(
+            f"sample {_key(batch, int(torn.nonzero()[0]))!r}: its prompt goes on over a cache, but with "
+            "attention=prefix all of a prompt sees all of it; give the prompt in one piece"
+        )
+
+
+def _key(batch: Batch, token: int) -> str:
+    """Name of the row that a token stands in."""
+    row = int((torch.tensor(batch.row_lengths).cumsum(0) <= token).sum())
+    return batch.keys[row] if batch.keys else str(row)

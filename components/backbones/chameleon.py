@@ -73,7 +73,11 @@ class Chameleon(Decoder):
         swin_norm: Norms stand behind attention and FFN instead of before them.
         attention_bias: q, k, v and o have biases.
         tied_head: The head shares the embedding's weights.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
     """
 
     toy_args = dict(
@@ -97,6 +101,10 @@ class Chameleon(Decoder):
         attention_bias: bool = False,
         tied_head: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -112,6 +120,10 @@ class Chameleon(Decoder):
             o_bias=attention_bias,
             qk_norm=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
             layer_class=ChameleonSwinLayer if swin_norm else ChameleonLayer,
         )
 

@@ -8,13 +8,14 @@ B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F in
 V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.backbones.geometry_options import check_pre_layers, check_sections, silence
 from components.backbones.hf_config import llama_config
 from components.backbones.official_names import llama_links
 from components.backbones.rope import Rope, rotate
@@ -23,7 +24,8 @@ from mmframe.checkpoints import TensorLink
 from mmframe.contracts import SITES, Backbone, check_fp16
 from mmframe.errors import UserError
 from mmframe.experts import Experts
-from mmframe.layout import Layout, check_attention
+from mmframe.geometry import ATTENTION, POSITIONS, check_option, facts_of
+from mmframe.layout import Layout
 from mmframe.plan import Plan
 
 
@@ -200,13 +202,25 @@ class Decoder(Backbone):
         qkv_bias: q, k and v have biases.
         o_bias: o has a bias.
         qk_norm: RMSNorm over each head of q and k, before the rotation: the sites q_norm and k_norm.
-        attention: ``causal`` or ``image_bidirectional`` (slots of one image see one another).
+        attention: ``causal``, ``image_bidirectional`` (slots of one image see one another) or ``prefix`` (all of the
+            prompt in front of the first answer sees all of it; text alone too, so its logits are no longer those of
+            the base LLM).
+        positions: ``linear`` (one a token), ``shared`` (one an image) or ``grid`` (time, row and column of a slot, see
+            mmframe.geometry.rotary_positions). Text without images turns the same under all three.
+        grid_sections: How many of the rotary frequencies turn with time, row and column; null: a quarter, and the rest
+            in halves, as in Qwen2-VL. SAIL has 0, 32, 32.
+        pre_layers: New layers of the same shape in front of the pretrained ones, for text and image alike, without
+            sites for experts (HoVLE, arXiv 2412.16158: 8; NEO, arXiv 2510.14979: 12 and 6).
+        pre_layers_init: ``identity`` (o and down are zero: the model computes what it did before) or ``random``.
+        rotary_dim: Dimensions of a head that are rotated, the first ones; None: all.
         layer_class: Norms, FFN and order of a layer; the final norm is its norm too.
         single_layers: Layer index -> arguments of its layer that differ from those of the others.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """`model_type` of the Hugging Face configs that from_hf_config reads."""
+    official_attention: ClassVar[tuple[str, ...]] = ("causal",)
+    """Masks that an official config can say."""
 
     def __init__(
         self,
@@ -224,6 +238,11 @@ class Decoder(Backbone):
         o_bias: bool = False,
         qk_norm: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: Sequence[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
+        rotary_dim: int | None = None,
         layer_class: type[DecoderLayer] = DecoderLayer,
         single_layers: Mapping[int, dict[str, Any]] | None = None,
     ) -> None:
@@ -236,10 +255,15 @@ class Decoder(Backbone):
         self.hidden_size, self.num_layers, self.vocab_size = hidden_size, num_layers, vocab_size
         self.num_heads, self.kv_heads = num_heads, kv_heads
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        self.rotary_dim = self.head_dim if rotary_dim is None else rotary_dim
         if self.head_dim % 2:
             raise UserError(f"backbone: heads of {self.head_dim} cannot be rotated in halves; head_dim must be even")
-        self.attention = check_attention(attention)
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise UserError(f"backbone: {self.rotary_dim} of {self.head_dim} dimensions cannot be rotated in halves")
+        self.attention = check_option("attention", attention, ATTENTION)
+        self.positions = check_option("positions", positions, POSITIONS)
         self.rotary = rope
+        self.sections = check_sections(grid_sections, self.rotary_dim // 2) if positions == "grid" else None
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         sizes: dict[str, Any] = dict(
             hidden_size=hidden_size,
@@ -254,9 +278,13 @@ class Decoder(Backbone):
         )
         changes = single_layers or {}
         self.layers = nn.ModuleList(layer_class(**sizes | changes.get(index, {})) for index in range(num_layers))
+        in_front = check_pre_layers(pre_layers, pre_layers_init)
+        self.pre_layers = nn.ModuleList(layer_class(**sizes) for _ in range(in_front))
         self.norm = layer_class.norm_class(hidden_size, norm_eps)
         self.output = None if tied_head else nn.Linear(hidden_size, vocab_size, bias=False)
         self._initialise(std=0.02)
+        if pre_layers_init == "identity":
+            silence(self.pre_layers)
 
     def _initialise(self, std: float) -> None:
         for module in self.modules():
@@ -292,11 +320,11 @@ class Decoder(Backbone):
         return self.embedding(ids_T)
 
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rotary.angles(positions, lengths, self.head_dim)
+        return self.rotary.angles(positions, lengths, self.rotary_dim, self.sections)
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None = None) -> Tensor:
         check_fp16(x_TD.dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate((*self.pre_layers, *self.layers)):
             x_TD = layer(x_TD, plan, layout, cache, index)
         return x_TD
 
@@ -314,10 +342,12 @@ class Decoder(Backbone):
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         weight = self.embedding.weight
         return KVCache(
-            [(layer.kv_heads, layer.head_dim) for layer in self.layers],  # type: ignore[misc]
+            [(layer.kv_heads, layer.head_dim) for layer in (*self.pre_layers, *self.layers)],  # type: ignore[misc]
             rows,
             capacity,
             dtype=weight.dtype,
             device=weight.device,
             raw_keys=self.rotary.changes_with_length(capacity),
+            facts=facts_of(self),
+            turning=self.positions,
         )

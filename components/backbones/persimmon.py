@@ -11,7 +11,6 @@ from components.backbones.hf_config import check_model_type, llama_config, rope_
 from components.backbones.official_names import PERSIMMON_FFN, PERSIMMON_SITES, fuse_qkv, site_links, top_links
 from components.backbones.rope import Rope
 from mmframe.checkpoints import TensorLink
-from mmframe.errors import UserError
 from mmframe.registry import register
 
 
@@ -55,7 +54,11 @@ class Persimmon(Decoder):
         norm_eps: eps of every LayerNorm.
         qk_norm: LayerNorm over each head of q and k, before the rotation.
         tied_head: The head shares the embedding's weights.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
     """
 
     model_types = ("persimmon",)
@@ -77,6 +80,10 @@ class Persimmon(Decoder):
         qk_norm: bool = True,
         tied_head: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -92,14 +99,13 @@ class Persimmon(Decoder):
             o_bias=True,
             qk_norm=qk_norm,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
+            rotary_dim=int(hidden_size // num_heads * partial_rotary),
             layer_class=PersimmonLayer,
         )
-        self.rotary_dim = int(self.head_dim * partial_rotary)
-        if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
-            raise UserError(
-                f"backbone: partial_rotary={partial_rotary} rotates {self.rotary_dim} of {self.head_dim} dimensions; "
-                "it must be an even number of them"
-            )
 
     @classmethod
     def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -122,9 +128,6 @@ class Persimmon(Decoder):
             "partial_rotary_factor": self.rotary_dim / self.head_dim,
             "qk_layernorm": self.layers[0].q_norm is not None,
         }
-
-    def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rotary.angles(positions, lengths, self.rotary_dim)
 
     def tensor_map(self) -> list[TensorLink]:
         """As the other backbones; q, k and v of one expert are one official tensor, where the expert has all three."""

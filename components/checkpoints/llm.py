@@ -48,8 +48,12 @@ def backbone_config(backbone: Backbone) -> Config:
     """
     if not isinstance(backbone, Decoder):
         raise UserError(f"{type(backbone).__name__} has no official layout")
-    if backbone.attention != "causal" and not isinstance(backbone, Gemma):
-        raise UserError(f"official code has no attention={backbone.attention}")
+    attention = type(backbone).official_attention
+    official = {"attention": attention, "positions": ("linear",), "pre_layers": (0,)}
+    given = backbone.spec["init_args"]
+    changed = [f"{name}={given[name]}" for name, usual in official.items() if given.get(name, usual[0]) not in usual]
+    if changed:
+        raise UserError(f"official code has no {', '.join(changed)}")
     return backbone.hf_config()
 
 
