@@ -4,7 +4,6 @@ Local layers see the last `window` tokens (and their whole image, where it is wi
 before them, with fewer and larger key heads whose keys are the values too.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.backbones.decoder import Decoder, DecoderLayer
+from components.backbones.gemma_config import gemma_arguments, gemma_config, global_layers
 from components.backbones.geometry_options import check_sections
-from components.backbones.hf_config import check_model_type, llama_config, required, size_arguments
+from components.backbones.hf_config import check_model_type
 from components.backbones.official_names import GEMMA_SITES, LLAMA_FFN, site_links, top_links
 from components.backbones.rope import Rope
 from mmframe.cache import KVCache
-from mmframe.checkpoints import TensorLink, refuse
+from mmframe.checkpoints import TensorLink
 from mmframe.contracts import check_fp16
 from mmframe.errors import UserError
 from mmframe.layout import Layout
@@ -236,74 +236,10 @@ class Gemma(Decoder):
     @classmethod
     def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         check_model_type(config, cls.__name__, cls.model_types)
-        allowed: dict[str, Sequence[Any]] = {
-            "hidden_activation": ("gelu_pytorch_tanh",),
-            "attention_bias": (False,),
-            "num_kv_shared_layers": (0,),
-            "use_bidirectional_attention": ("vision", None),
-        }
-        refuse(config, allowed)
-        layers = required(config, "num_hidden_layers")
-        types = config.get("layer_types") or ["sliding_attention"] * layers
-        whole = [index for index, kind in enumerate(types) if kind == "full_attention"]
-        every = whole[0] + 1 if whole else 6
-        if config.get("layer_types") and whole != global_layers(layers, every):
-            raise UserError(f"config.json: layer_types={whole} are full_attention, which is no regular pattern")
-        shared = bool(config.get("attention_k_eq_v", False))
-        ropes = config.get("rope_parameters") or {}
-        near, far = ({"rope_type": "default"} | ropes.get(f"{k}_attention", {}) for k in ("sliding", "full"))
-        far = {"rope_theta": 1e6, "partial_rotary_factor": 0.25} | far
-        refuse(near, {"rope_type": ("default",)}, "config.json, rope_parameters.sliding_attention")
-        refuse(far, {"rope_type": ("proportional", "default"), "factor": (1,)}, "config.json, rope_parameters")
-        return size_arguments(config) | dict(
-            kv_heads=required(config, "num_key_value_heads"),
-            global_kv_heads=(config.get("num_global_key_value_heads") if shared else None)
-            or required(config, "num_key_value_heads"),
-            head_dim=config.get("head_dim", 256),
-            global_head_dim=config.get("global_head_dim", 512),
-            global_every=every,
-            window=config.get("sliding_window", 1024),
-            values_from_keys=shared,
-            rope_theta=float(near.get("rope_theta", 10000.0)),
-            global_rope_theta=float(far["rope_theta"]),
-            global_rotary=float(far["partial_rotary_factor"]),
-            logit_cap=config.get("final_logit_softcapping"),
-            tied_head=bool(config.get("tie_word_embeddings", True)),
-            attention="image_bidirectional"
-            if config.get("use_bidirectional_attention", "vision") == "vision"
-            else "causal",
-        )
+        return gemma_arguments(config)
 
     def hf_config(self) -> dict[str, Any]:
-        config = llama_config(self, "gemma4_unified_text", "Gemma4UnifiedForCausalLM")
-        for key in ("hidden_act", "rope_theta", "rope_scaling", "max_position_embeddings"):
-            del config[key]
-        layers: list[Any] = list(self.layers)
-        whole = layers[-1]
-        if whole.v is not None and whole.kv_heads != self.kv_heads:
-            raise UserError(
-                f"Gemma cannot be exported: global_kv_heads={whole.kv_heads} beside kv_heads={self.kv_heads} is "
-                "official with values_from_keys alone"
-            )
-        far = {
-            "rope_type": "proportional",
-            "rope_theta": self.global_rotary.theta,
-            "partial_rotary_factor": 2 * self.turning_pairs / self.global_head_dim,
-        }
-        return config | {
-            "hidden_activation": "gelu_pytorch_tanh",
-            "global_head_dim": self.global_head_dim,
-            "num_global_key_value_heads": whole.kv_heads,
-            "attention_k_eq_v": whole.v is None,
-            "layer_types": ["sliding_attention" if layer.local else "full_attention" for layer in layers],
-            "sliding_window": self.window,
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": self.rotary.theta},
-                "full_attention": far,
-            },
-            "final_logit_softcapping": self.logit_cap,
-            "use_bidirectional_attention": "vision" if self.attention == "image_bidirectional" else None,
-        }
+        return gemma_config(self)
 
     def tensor_map(self) -> list[TensorLink]:
         links = top_links(self, "model.embed_tokens.weight", "model.norm", "lm_head.weight")
@@ -317,10 +253,3 @@ class Gemma(Decoder):
             for theirs, ours in behind.items():
                 links.append(TensorLink(f"model.layers.{index}.{theirs}", (f"layers.{index}.{ours}",)))
         return links
-
-
-def global_layers(num_layers: int, every: int) -> list[int]:
-    """Indices of the global layers: each of number `every`, and the last."""
-    if every < 1:
-        raise UserError(f"backbone: global_every={every} must be at least 1")
-    return [index for index in range(num_layers) if (index + 1) % every == 0 or index == num_layers - 1]

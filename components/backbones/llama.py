@@ -7,6 +7,7 @@ from components.backbones.decoder import Decoder
 from components.backbones.gguf_weights import load_llama_gguf
 from components.backbones.hf_config import check_model_type, rope_arguments, size_arguments
 from components.backbones.rope import Rope
+from mmframe.checkpoints import refuse
 from mmframe.errors import UserError
 from mmframe.paths import smollm2_gguf
 from mmframe.registry import register
@@ -15,6 +16,8 @@ from mmframe.registry import register
 @register("backbone")
 class Llama(Decoder):
     """A Llama of any size with random weights: toy recipes, ablations from scratch, imports.
+
+    Vicuna is one too, and Mistral from version 0.2 on, which has no window.
 
     Args:
         hidden_size: D.
@@ -40,7 +43,7 @@ class Llama(Decoder):
             ``{low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 8192}``.
     """
 
-    model_types = ("llama",)
+    model_types = ("llama", "mistral")
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class Llama(Decoder):
     @classmethod
     def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         check_model_type(config, cls.__name__, cls.model_types)
+        refuse(config, {"sliding_window": (None,)})
         return size_arguments(config) | rope_arguments(config) | {"attention_bias": config.get("attention_bias", False)}
 
 

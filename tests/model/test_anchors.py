@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from components.patch_embedders.gemma import GemmaPatchEmbedder
 from torch import Tensor
 
 from components.backbones.chameleon import Chameleon
@@ -20,6 +21,7 @@ from components.backbones.llama import Llama
 from components.backbones.persimmon import Persimmon
 from components.backbones.qwen import Qwen2
 from components.patch_embedders.internvit import InternViT
+from components.patch_embedders.linear import LinearPatchEmbedder
 from components.routers.modality import SharedRouter
 from mmframe.batch import Batch, Sample
 from mmframe.contracts import PatchEmbedder
@@ -27,11 +29,12 @@ from mmframe.generation import generate
 from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.weights import load_weights
-from tests.helpers import all_logits, roughen
+from tests.helpers import all_logits, roughen, row
 
 VOCAB = 96
 IMAGE_ID = 95
 """Stands in the ids of transformers where visual tokens come."""
+NEWLINE_ID = 94
 SIZES: dict[str, Any] = dict(
     hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, vocab_size=VOCAB
 )
@@ -69,13 +72,18 @@ def text_rows() -> list[Sample]:
 
 
 def row_with_image(embedder: PatchEmbedder, tile: Tensor) -> Sample:
-    """Four words, the slots of the tile [3, h, w], five words."""
-    count = embedder.num_tokens(*tile.shape[1:])
-    kinds = [TokenKind.TEXT] * 4 + [TokenKind.IMAGE] * count + [TokenKind.TEXT] * 5
-    ids = torch.randint(0, VOCAB - 1, (len(kinds),), generator=torch.Generator().manual_seed(1))
-    ids[4 : 4 + count] = IMAGE_ID
-    blocks = [-1] * 4 + [0] * count + [-1] * 5
+    """Four words, what the embedder writes of the tile [3, h, w], five words."""
+    written = embedder.kinds(*tile.shape[1:]).tolist()
+    kinds = [*[TokenKind.TEXT] * 4, *written, *[TokenKind.TEXT] * 5]
+    ids = torch.randint(0, NEWLINE_ID, (len(kinds),), generator=torch.Generator().manual_seed(1))
+    for place, kind in enumerate(written, start=4):
+        ids[place] = IMAGE_ID if kind == TokenKind.IMAGE else NEWLINE_ID
+    blocks = [*[-1] * 4, *[0] * len(written), *[-1] * 5]
     return Sample.from_ids(ids, kinds=kinds, blocks=blocks, tiles=tile[None])
+
+
+def random_tile(height: int, width: int) -> Tensor:
+    return torch.randn(3, height, width, generator=torch.Generator().manual_seed(2))
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
@@ -99,6 +107,13 @@ PERSIMMON: dict[str, dict[str, Any]] = {
 }
 
 
+def words_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the language model inside of a multimodal one, under the names that it has alone."""
+    prefix = "model.language_model."
+    words = {name.replace(prefix, "model."): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return words | {"lm_head.weight": state["lm_head.weight"]}
+
+
 def released_state(model: Any, tied: bool) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     if tied:
@@ -115,6 +130,28 @@ def test_persimmon(case: str, transformers: Any) -> None:
     fill(backbone, released_state(theirs, config.tie_word_embeddings))
     expected = torch.cat([theirs(row.ids[None]).logits[0] for row in text_rows()])
     close(all_logits(net_of(backbone), Batch.collate(text_rows())), expected)
+
+
+@torch.no_grad()
+def test_fuyu(transformers: Any) -> None:
+    """Its newline is a word of the vocabulary, ours a token of the embedder; its patches have their colours last."""
+    text = SIZES | PERSIMMON["as released"] | {"model_type": "persimmon"}
+    config = transformers.FuyuConfig(text_config=text, patch_size=4, image_token_id=IMAGE_ID)
+    theirs = rough(transformers.FuyuForCausalLM(config))
+    state = theirs.state_dict()
+    backbone = Persimmon(**Persimmon.from_hf_config(config.text_config.to_dict()))
+    fill(backbone, words_of(state))
+    embedder = LinearPatchEmbedder(hidden_size=48, image_size=8, patch_size=4, row_end=True)
+    weight = state["model.vision_embed_tokens.weight"].unflatten(1, (4, 4, 3)).permute(0, 3, 1, 2).flatten(1)
+    ours = {"linear.weight": weight, "linear.bias": state["model.vision_embed_tokens.bias"]}
+    newline = state["model.language_model.embed_tokens.weight"][NEWLINE_ID]
+    assert load_weights(embedder, ours | {"row_end": newline[None]}) == []
+    sample = row_with_image(embedder, random_tile(8, 12))
+    assert sample.ids[4:12].tolist() == [IMAGE_ID, IMAGE_ID, IMAGE_ID, NEWLINE_ID] * 2
+    side = {"height": 4, "width": 4}
+    patches = transformers.FuyuImageProcessor(patch_size=side).patchify_image(sample.tiles)
+    expected = theirs(input_ids=sample.ids[None], pixel_values=patches).logits[0]
+    close(all_logits(net_of(backbone, embedder), sample), expected)
 
 
 # ---- Chameleon
@@ -185,10 +222,8 @@ def test_internvl(text: str, vision: dict[str, Any], transformers: Any) -> None:
     theirs = rough(transformers.InternVLForConditionalGeneration(config))
     cls = {"qwen2": Qwen2, "llama": Llama}[text]
     backbone = cls(**cls.from_hf_config(config.text_config.to_dict()))
-    prefix = "model.language_model."
     state = theirs.state_dict()
-    words = {name.replace(prefix, "model."): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    fill(backbone, words | {"lm_head.weight": state["lm_head.weight"]})
+    fill(backbone, words_of(state))
     embedder = InternViT(
         hidden_size=48,
         image_size=16,
@@ -201,9 +236,9 @@ def test_internvl(text: str, vision: dict[str, Any], transformers: Any) -> None:
         qkv_bias=config.vision_config.attention_bias,
         qk_norm=config.vision_config.use_qk_norm,
     )
-    rest = {n.removeprefix("model."): t for n, t in state.items() if not n.startswith((prefix, "lm_head"))}
+    rest = {n.removeprefix("model."): t for n, t in state.items() if "language_model" not in n and "lm_head" not in n}
     assert load_weights(embedder, vit_state(rest)) == []
-    sample = row_with_image(embedder, torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(2)))
+    sample = row_with_image(embedder, random_tile(16, 16))
     expected = theirs(input_ids=sample.ids[None], pixel_values=sample.tiles).logits[0]
     close(all_logits(net_of(backbone, embedder), sample), expected)
 
@@ -234,13 +269,6 @@ GEMMAS: dict[str, dict[str, Any]] = {
 }
 
 
-def gemma_of(theirs: Any, config: dict[str, Any], prefix: str = "model.") -> Gemma:
-    backbone = Gemma(**Gemma.from_hf_config(config))
-    state = {name: tensor for name, tensor in theirs.state_dict().items() if name.startswith(prefix)}
-    fill(backbone, {"model." + name.removeprefix(prefix): tensor for name, tensor in state.items()})
-    return backbone
-
-
 def rough_gemma(model: Any) -> Any:
     """Its layer scales are buffers."""
     for number, (name, buffer) in enumerate(rough(model).named_buffers()):
@@ -254,7 +282,9 @@ def rough_gemma(model: Any) -> Any:
 def test_text_of_gemma(case: str, transformers: Any) -> None:
     config = GEMMA | GEMMAS[case]
     theirs = rough_gemma(transformers.Gemma4UnifiedForCausalLM(transformers.Gemma4UnifiedTextConfig(**config)))
-    net = net_of(gemma_of(theirs, config))
+    backbone = Gemma(**Gemma.from_hf_config(config))
+    fill(backbone, released_state(theirs, tied=True))
+    net = net_of(backbone)
     expected = torch.cat([theirs(row.ids[None]).logits[0] for row in text_rows()])
     close(all_logits(net, Batch.collate(text_rows())), expected)
     made = generate(net, text_rows()[1:], max_new_tokens=8).ids
@@ -262,3 +292,67 @@ def test_text_of_gemma(case: str, transformers: Any) -> None:
     for sample, ours in zip(text_rows()[1:], made, strict=True):
         whole = theirs.generate(sample.ids[None], attention_mask=torch.ones(1, len(sample)), **options)
         assert ours == whole[0, len(sample) :].tolist()
+
+
+GEMMA_EMBEDDER = {
+    "patch_ln1.": "patch_norm.",
+    "patch_dense.": "patch_linear.",
+    "patch_ln2.": "channel_norm.",
+    "pos_norm.": "position_norm.",
+    "multimodal_embedder.embedding_projection.": "linear.",
+}
+
+
+@torch.no_grad()
+def test_gemma_with_a_picture(transformers: Any) -> None:
+    """Masks as its generate makes them: local layers see the whole picture within their window, global ones do not."""
+    from transformers.models.gemma4_unified import image_processing_gemma4_unified as processing
+
+    vision = dict(patch_size=2, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=8, output_proj_dims=32)
+    config = transformers.Gemma4UnifiedConfig(
+        text_config=GEMMA, vision_config=vision, audio_config=None, image_token_id=IMAGE_ID
+    )
+    theirs = rough_gemma(transformers.Gemma4UnifiedForConditionalGeneration(config))
+    state = theirs.state_dict()
+    backbone = Gemma(**Gemma.from_hf_config(GEMMA))
+    words = words_of(state)
+    del words["lm_head.weight"]
+    fill(backbone, words)
+    embedder = GemmaPatchEmbedder(hidden_size=48, image_size=8, patch_size=4, channels=32, table_size=8)
+    column, row = state["model.embed_vision.pos_embedding"].unbind(1)
+    ours = {"column_position": column, "row_position": row}
+    for name, tensor in state.items():
+        for part, mine in GEMMA_EMBEDDER.items():
+            if name.startswith(f"model.embed_vision.{part}"):
+                ours[name.replace(f"model.embed_vision.{part}", mine)] = tensor
+    assert load_weights(embedder, ours) == []
+    sample = row_with_image(embedder, random_tile(8, 12))
+
+    y, x = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    small = processing.convert_image_to_patches(sample.tiles[0], 2)
+    patches, places = processing.patches_merge(small[None], torch.stack([x, y], -1).reshape(1, -1, 2), 6)
+    is_image = (sample.ids == IMAGE_ID)[None]
+    masks = theirs.create_masks_for_generate(
+        config,
+        inputs_embeds=torch.zeros(1, len(sample), 48),
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=None,
+        mm_token_type_ids=is_image.long(),
+    )
+    options = dict(pixel_values=patches, image_position_ids=places, mm_token_type_ids=is_image.long())
+    expected = theirs(input_ids=sample.ids[None], attention_mask=masks, **options).logits[0]
+    close(all_logits(net_of(backbone, embedder), sample), expected)
+    causal = Gemma(**Gemma.from_hf_config(GEMMA) | {"attention": "causal"})
+    causal.load_state_dict(backbone.state_dict())
+    assert (all_logits(net_of(causal, embedder), sample) - expected).abs().max() > 1e-2
+
+
+def test_documents_of_a_row_do_not_see_one_another_through_a_window() -> None:
+    backbone = Gemma(**Gemma.toy_args)  # type: ignore[arg-type]
+    roughen(backbone)
+    net = net_of(backbone)
+    packed, length = row("tttttt|ttttttttt"), 6
+    first, second = (Sample.from_ids(ids) for ids in packed.ids.split([length, len(packed) - length]))
+    alone = torch.cat([all_logits(net, first), all_logits(net, second)])
+    torch.testing.assert_close(all_logits(net, packed), alone, atol=1e-5, rtol=1e-5)
