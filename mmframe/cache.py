@@ -33,6 +33,9 @@ class KVCache:
         num_images: Images of each row.
 
     Args:
+        heads: Key-value heads and head_dim of each layer.
+        rows: B.
+        capacity: C, tokens of a row.
         raw_keys: Keep keys before rotation and rotate on reading. Needed where the rotary base depends on the
             length (dynamic NTK beyond the trained context), else the cached keys would keep an old base.
         facts: Columns of a batch to keep, see mmframe.geometry.facts_of.
@@ -41,11 +44,9 @@ class KVCache:
 
     def __init__(
         self,
-        num_layers: int,
+        heads: Sequence[tuple[int, int]],
         rows: int,
         capacity: int,
-        kv_heads: int,
-        head_dim: int,
         *,
         dtype: torch.dtype,
         device: torch.device | str,
@@ -53,9 +54,8 @@ class KVCache:
         facts: Sequence[str] = FACTS,
         turning: str = "linear",
     ) -> None:
-        shape = (rows, capacity, kv_heads, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.keys = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
+        self.values = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
         self.raw_keys = raw_keys
         self.lengths = [0] * rows
         self.expected = [0] * rows

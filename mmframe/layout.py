@@ -54,12 +54,14 @@ class Group:
     kernel that must be built first (flash-attn) or compiled (FlexAttention): those could save no more than the padding
     that is left in the groups.
 
-    mask  bool [B, 1, L, K], True = may attend; None = plain causal attention
+    mask        bool [B, 1, L, K], True = may attend; None = plain causal attention
+    local_mask  that of local layers, of a backbone with a window
     """
 
     num_rows: int
     length: int
     mask: Tensor | None = None
+    local_mask: Tensor | None = None
 
     @property
     def cells(self) -> int:
@@ -170,6 +172,8 @@ class Layout:
             return (x_T if order is None else x_T[order]).to(device)
 
         masked = _masked_documents(batch, backbone.attention)
+        if backbone.window is not None:
+            masked = masked | (batch.doc_lengths > backbone.window)
         of = _Sequences.documents(batch, masked) if cache is None else _Sequences.rows(batch, masked, cache)
         shapes, token_C, is_hole_C = of.cells()
         cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
@@ -204,7 +208,7 @@ class Layout:
         )
         if cache is not None and cache.raw_keys:
             layout = layout._with_key_angles(backbone, cache, of.turning.to(device), dtype)
-        return layout if facts is None else layout._with_masks(of, facts, backbone.attention, cache)
+        return layout if facts is None else layout._with_masks(of, facts, backbone, cache)
 
     @classmethod
     def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
@@ -219,14 +223,14 @@ class Layout:
         none = torch.full_like(doc, -1)
         facts = torch.stack([doc, branch, none, position + 1, *(none for _ in more)])
         cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
-        mask = may_attend(facts[:, :, None], cache.table[:, :, :context], columns, backbone.attention)[:, None]
+        masks = _masks(facts[:, :, None], cache.table[:, :, :context], columns, backbone)
         positions = facts[3]
         if backbone.positions != "linear":
             positions = next_positions(cache.positions[..., rows, columns - 1], backbone.positions)
             cache.positions[..., rows, columns] = positions
         cos, sin = backbone.rope(positions, columns + 1)
         layout = cls(
-            groups=(Group(cache.num_rows, 1, mask),),
+            groups=(Group(cache.num_rows, 1, **masks),),
             to_grid=rows,
             from_grid=rows,
             holes=None,
@@ -237,6 +241,10 @@ class Layout:
             slots=rows * cache.capacity + columns,
         )
         return layout._with_key_angles(backbone, cache, columns + 1, dtype) if cache.raw_keys else layout
+
+    def local(self) -> Layout:
+        """The same for local layers, of a backbone with a window."""
+        return replace(self, groups=tuple(replace(group, mask=group.local_mask) for group in self.groups))
 
     def grid(self, x_T: Tensor) -> list[Tensor]:
         """[T, ...] in plan order -> [B, L, ...] of each group."""
@@ -255,7 +263,7 @@ class Layout:
             return flat
         return _Gather.apply(flat, self.from_grid, self.to_grid, self.holes)  # type: ignore[return-value]
 
-    def _with_masks(self, of: _Sequences, facts: Tensor, attention: str, cache: KVCache | None) -> Layout:
+    def _with_masks(self, of: _Sequences, facts: Tensor, backbone: Backbone, cache: KVCache | None) -> Layout:
         """Adds the masks of the groups where plain causal attention is not enough."""
         if not any(of.masked):
             return self
@@ -267,8 +275,7 @@ class Layout:
             if masked:
                 q = part.view(-1, group.num_rows, group.length)
                 k = q if cache is None else cache.table[:, :, : self.context]
-                mask = may_attend(q, k, of.past[members].to(q.device), attention)
-                group = replace(group, mask=mask[:, None])
+                group = replace(group, **_masks(q, k, of.past[members].to(q.device), backbone))
             groups.append(group)
         return replace(self, groups=tuple(groups))
 
@@ -276,6 +283,14 @@ class Layout:
         positions_BK = cache.positions[..., : self.context].clamp(min=0)
         cos, sin = backbone.rope(positions_BK, lengths_B[:, None])
         return replace(self, key_cos=cos.to(dtype)[:, :, None], key_sin=sin.to(dtype)[:, :, None])
+
+
+def _masks(query: Tensor, key: Tensor, past_B: Tensor, backbone: Backbone) -> dict[str, Tensor]:
+    """Masks of a group, each [B, 1, L, K]: with a window that of global layers, which are causal, and of local ones."""
+    if backbone.window is None:
+        return {"mask": may_attend(query, key, past_B, backbone.attention)[:, None]}
+    local = may_attend(query, key, past_B, backbone.attention, backbone.window)
+    return {"mask": may_attend(query, key, past_B, "causal")[:, None], "local_mask": local[:, None]}
 
 
 def _masked_documents(batch: Batch, attention: str) -> Tensor:

@@ -3,7 +3,13 @@
 from typing import Any
 
 from components.backbones.decoder import Decoder
-from components.backbones.hf_config import check_model_type, refuse_sliding_window, rope_arguments, size_arguments
+from components.backbones.hf_config import (
+    check_model_type,
+    llama_config,
+    refuse_sliding_window,
+    rope_arguments,
+    size_arguments,
+)
 from components.backbones.rope import Rope
 from mmframe.registry import register
 
@@ -86,6 +92,9 @@ class Qwen2(Decoder):
         check_model_type(config, cls.__name__, cls.model_types)
         refuse_sliding_window(config)
         return size_arguments(config) | rope_arguments(config)
+
+    def hf_config(self) -> dict[str, Any]:
+        return llama_config(self, "qwen2", "Qwen2ForCausalLM")
 
 
 @register("backbone")
@@ -173,3 +182,6 @@ class Qwen3(Decoder):
         refuse_sliding_window(config)
         config = {"head_dim": 128} | config  # the default of the official class
         return size_arguments(config) | rope_arguments(config) | {"attention_bias": config.get("attention_bias", False)}
+
+    def hf_config(self) -> dict[str, Any]:
+        return super().hf_config() | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}

@@ -142,6 +142,9 @@ class Rope:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates halves (not interleaved pairs): x [..., head_dim]."""
+    """Rotates halves (not interleaved pairs): x [..., head_dim]. Narrower angles turn the first dimensions alone."""
+    turning = cos.shape[-1]
+    if turning < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turning], cos, sin), x[..., turning:]], dim=-1)
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-high, low], dim=-1) * sin
