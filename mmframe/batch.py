@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.prefix import in_front_of
 
 IGNORE = -100
 """Label of a position that is not supervised."""
@@ -267,21 +268,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **pinned)
-
-
-def in_front_of(answers_T: Tensor, docs_T: Tensor, branches_T: Tensor) -> Tensor:
-    """Tokens in front of the first answer of their document, or of their branch: bool [T].
-
-    Args:
-        answers_T: bool, tokens of answers.
-        docs_T: Documents; neighbours with equal numbers are of one.
-        branches_T: Branches.
-    """
-    begins = torch.ones_like(answers_T)
-    begins[1:] = (docs_T[1:] != docs_T[:-1]) | (branches_T[1:] != branches_T[:-1])
-    count = answers_T.cumsum(0)
-    part_T = begins.cumsum(0) - 1
-    return count == (count - answers_T.long())[begins][part_T]
 
 
 def joined_tiles(parts: Sequence[Tensor]) -> Tensor:

@@ -44,10 +44,10 @@ def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str, windo
         key: The same of the columns [F, B, K]; -1 marks an empty one.
         past_B: Column of each row's first query.
         attention: One of ATTENTION.
-        window: Columns that a query sees at most, back from its own and with it; None: all of them.
+        window: Tokens of its document and branch that a query sees at most, back from itself and with it; None: all.
     """
-    q_doc, q_branch, q_block, _, *q_more = query[:, :, :, None].unbind(0)
-    k_doc, k_branch, k_block, _, *k_more = key[:, :, None, :].unbind(0)
+    q_doc, q_branch, q_block, q_place, *q_more = query[:, :, :, None].unbind(0)
+    k_doc, k_branch, k_block, k_place, *k_more = key[:, :, None, :].unbind(0)
     column = torch.arange(key.shape[2], device=key.device)
     q_column = torch.arange(query.shape[2], device=key.device)[None, :, None] + past_B[:, None, None]
     seen = column <= q_column
@@ -56,7 +56,7 @@ def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str, windo
     elif attention == "prefix":
         seen = seen | ((q_more[0] > 0) & (k_more[0] > 0))
     if window is not None:
-        seen = seen & (column > q_column - window)
+        seen = seen & (q_place - k_place < window)  # columns would count other branches
     allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
     return torch.where(q_doc < 0, column == 0, allowed)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mmframe.batch import Batch
-from mmframe.errors import UserError
 from mmframe.geometry import facts_of, may_attend, next_positions, rotary_positions
 from mmframe.kinds import TokenKind
 from mmframe.length_groups import length_groups
 from mmframe.plan import Plan
+from mmframe.prefix import prefix_documents, refuse_pieces
 
 if TYPE_CHECKING:
     from mmframe.cache import KVCache
@@ -113,6 +113,27 @@ class _Sequences:
             shapes.append((len(group), len(column_L)))
         return shapes, torch.cat([t.flatten() for t in tokens]), torch.cat([h.flatten() for h in holes])
 
+    def remember(self, batch: Batch, facts: Tensor, attention: str, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Writes down in the cache what the new tokens are; returns the row and column of each there.
+
+        Args:
+            batch: The tokens.
+            facts: [F, T]; images get the numbers that they have in the cache.
+            attention: Of the backbone.
+            cache: Is told.
+        """
+        device = facts.device
+        before_N = self.past - (self.lengths.cumsum(0) - self.lengths)
+        rows = torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
+        columns = (torch.arange(batch.num_tokens) + before_N[rows]).to(device)
+        rows = rows.to(device)
+        if attention == "prefix":
+            refuse_pieces(batch, facts, rows, cache)
+        images_before = torch.tensor(cache.num_images, device=device)[rows]
+        facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
+        cache.describe(rows, columns, batch.kinds.to(device), facts)
+        return rows, columns
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -158,24 +179,18 @@ class Layout:
         cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
         cell_T[token_C[~is_hole_C]] = (~is_hole_C).nonzero().flatten()
         sequence_T = torch.arange(len(of.lengths)).repeat_interleave(of.lengths)
-        positions, facts, slots = batch.positions, None, None
+        positions = batch.positions
+        facts, context, slots = None, 0, None
         if cache is not None or any(of.masked) or backbone.positions != "linear":
             facts = torch.stack([getattr(batch, name).to(device).long() for name in facts_of(backbone)])
-        if cache is not None:
-            before_N = of.past - (of.lengths.cumsum(0) - of.lengths)
-            rows = sequence_T.to(device)
-            columns = (torch.arange(batch.num_tokens) + before_N[sequence_T]).to(device)
-            if backbone.attention == "prefix":
-                _refuse_prompts_in_pieces(batch, facts, rows, cache)
-            images_before = torch.tensor(cache.num_images, device=device)[rows]
-            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
-            cache.describe(rows, columns, batch.kinds.to(device), facts)
-            context, slots = int((of.past + of.lengths).max()), plan.sort(rows * cache.capacity + columns)
-        if backbone.positions != "linear" and cache is None:
-            whole = torch.stack([sequence_T.to(device), *facts[1:]])  # in one row, where `docs` do not tell rows apart
-            positions = rotary_positions(whole[:, None], backbone.positions)[..., 0, :]
-        elif backbone.positions != "linear":
-            positions = cache.place(context)[..., rows, columns]
+            if cache is not None:
+                rows, columns = of.remember(batch, facts, backbone.attention, cache)
+                context, slots = int((of.past + of.lengths).max()), plan.sort(rows * cache.capacity + columns)
+                if backbone.positions != "linear":
+                    positions = cache.place(context)[..., rows, columns]
+            elif backbone.positions != "linear":  # all in one row, where `docs` do not tell rows apart
+                whole = torch.stack([sequence_T.to(device), *facts[1:]])[:, None]
+                positions = rotary_positions(whole, backbone.positions)[..., 0, :]
         if plan.order is not None:
             positions = positions.index_select(-1, plan.order)
             facts = None if facts is None else facts[:, plan.order]
@@ -188,11 +203,11 @@ class Layout:
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
             direct=order is None and torch.equal(token_C, torch.arange(batch.num_tokens)),
+            context=context,
+            slots=slots,
         )
-        if cache is not None:
-            layout = replace(layout, context=context, slots=slots)
-            if cache.raw_keys:
-                layout = layout._with_key_angles(backbone, cache, of.turning.to(device), dtype)
+        if cache is not None and cache.raw_keys:
+            layout = layout._with_key_angles(backbone, cache, of.turning.to(device), dtype)
         return layout if facts is None else layout._with_masks(of, facts, backbone, cache)
 
     @classmethod
@@ -279,39 +294,7 @@ def _masks(query: Tensor, key: Tensor, past_B: Tensor, backbone: Backbone) -> di
 
 
 def _masked_documents(batch: Batch, attention: str) -> Tensor:
-    """For which documents plain causal attention is not enough: bool [documents], on the host.
-
-    Raises:
-        UserError: a prefix mask, and questions that share an image: it would have to see each of them.
-    """
+    """For which documents plain causal attention is not enough: bool [documents], on the host."""
     if attention == "image_bidirectional":
         return batch.doc_branched | batch.doc_images
-    if attention != "prefix":
-        return batch.doc_branched
-    document_T = torch.arange(len(batch.doc_lengths)).repeat_interleave(batch.doc_lengths)
-    if bool(batch.doc_branched.any()):
-        key = _key(batch, int(batch.doc_branched[document_T].nonzero()[0]))
-        raise UserError(
-            f"sample {key!r}: several questions share an image, which attention=prefix does not allow: the image would "
-            "have to see each of them; set questions_per_image: 1"
-        )
-    return document_T[batch.prefix].bincount(minlength=len(batch.doc_lengths)) > 1
-
-
-def _refuse_prompts_in_pieces(batch: Batch, facts: Tensor, rows: Tensor, cache: KVCache) -> None:
-    """A part of a prompt that is in the cache has not seen the rest of it, as a prefix mask asks for."""
-    if not any(cache.lengths) or not bool(batch.prefix.any()):
-        return
-    last = (cache.used - 1)[rows]
-    torn = (facts[4] > 0) & (last >= 0) & (facts[0] == cache.table[0, rows, last])
-    if bool(torn.any()):
-        raise UserError(
-            f"sample {_key(batch, int(torn.nonzero()[0]))!r}: its prompt goes on over a cache, but with "
-            "attention=prefix all of a prompt sees all of it; give the prompt in one piece"
-        )
-
-
-def _key(batch: Batch, token: int) -> str:
-    """Name of the row that a token stands in."""
-    row = int((torch.tensor(batch.row_lengths).cumsum(0) <= token).sum())
-    return batch.keys[row] if batch.keys else str(row)
+    return prefix_documents(batch) if attention == "prefix" else batch.doc_branched

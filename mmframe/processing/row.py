@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmframe.batch import IGNORE, Sample, in_front_of, joined_tiles
+from mmframe.batch import IGNORE, Sample, joined_tiles
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.prefix import in_front_of
 
 if TYPE_CHECKING:
     from mmframe.processing.chat import ChatProcessor

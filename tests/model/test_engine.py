@@ -194,8 +194,8 @@ def test_pieces_may_end_inside_a_picture_unless_its_slots_need_one_another() -> 
     assert piece_ends(sample, 6, "image_bidirectional") == [4, 12, 17, 23, 29, 30]
     assert piece_ends(sample, 100, "image_bidirectional") == [30]
     assert piece_ends(row("iii"), 5, "image_bidirectional") == [12]
-    prompt = row("t[i]tttTTTttttTTt")  # 9 tokens in front of the first answer
-    assert piece_ends(prompt, 4, "prefix") == [9, 13, 17, 18]
+    prompt = row("t[i]tttTTTttttTTt")  # 10 tokens in front of the first answer
+    assert piece_ends(prompt, 4, "prefix") == [10, 14, 18, 20]
     assert piece_ends(row("tttttt|tttt"), 4, "prefix") == [6, 10]
 
 

@@ -114,14 +114,18 @@ def test_a_row_read_from_left_to_right_has_the_same_places(documents: list[str])
 
 
 def test_frequencies_turn_with_time_row_and_column_by_sections() -> None:
+    check_places()
+    assert tiny_llama(positions="grid", head_dim=128).sections == (16, 24, 24), "Qwen2-VL"
+
+
+def check_places() -> None:
     rope, places = Rope(), torch.tensor([[3, 7], [5, 7], [11, 7]])
-    cos, sin = rope.angles(places, torch.tensor(9), 16, (2, 3, 3))
-    for number, angles in enumerate((cos, sin)):
+    cos_and_sin = rope.angles(places, torch.tensor(9), 16, (2, 3, 3))
+    for number, angles in enumerate(cos_and_sin):
         axes = [rope.angles(axis, torch.tensor(9), 16)[number] for axis in places]
         for half in (0, 8):
             parts = [axes[0][:, half : half + 2], axes[1][:, half + 2 : half + 5], axes[2][:, half + 5 : half + 8]]
             assert torch.equal(angles[:, half : half + 8], torch.cat(parts, dim=1))
-    assert tiny_llama(positions="grid", head_dim=128).sections == (16, 24, 24), "Qwen2-VL"
 
 
 def test_positions_say_where_a_slot_stands() -> None:
@@ -264,7 +268,10 @@ def test_a_chunked_prefill_changes_nothing(attention: str, positions: str, chunk
 
 @GEOMETRIES
 def test_generation_equals_running_the_whole_row_for_each_token(attention: str, positions: str) -> None:
-    net = make(attention, positions=positions)
+    check_steps(make(attention, positions=positions))
+
+
+def check_steps(net: MultimodalLM) -> None:
     prompts = [row(pattern, seed=i) for i, pattern in enumerate([*PROMPTS, "tti", "tTt[i"])]
     assert generate(net, prompts, 5).ids == generated(net, prompts, 5)
 
