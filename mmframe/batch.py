@@ -11,10 +11,14 @@ from torch import Tensor
 
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.prefix import in_front_of
 
 IGNORE = -100
 """Label of a position that is not supervised."""
-COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks", "tile_index", "tile_row", "tile_column")
+COLUMNS = (
+    *("ids", "kinds", "labels", "positions", "docs", "branches", "blocks"),
+    *("tile_index", "tile_row", "tile_column", "prefix"),
+)
 """What a row says of each of its tokens. None holds floats, so that a trainer that casts its batches (bf16-true) rounds
 pixels and nothing else."""
 
@@ -37,6 +41,7 @@ class Sample:
     tile_index   int32, index of the tile in the row, counting from 0, at its slots; -1 elsewhere
     tile_row     int32, row of the slot in its tile's grid; -1 elsewhere, and at slots without a place
     tile_column  int32, column of the slot in its tile's grid; a row end's is the one after the last
+    prefix     bool, the prompt: all tokens of a document, or of a branch, in front of its first answer
     tiles      [n, 3, h, w], pixels of all images of the row, in order: float32, normalised; or uint8, as they were cut,
                to be normalised on the device (a quarter of the bytes to move)
     image_tiles  number of tiles of each image
@@ -55,6 +60,7 @@ class Sample:
     tile_index: Tensor
     tile_row: Tensor
     tile_column: Tensor
+    prefix: Tensor
     tiles: Tensor
     image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
@@ -94,6 +100,7 @@ class Sample:
         tile_index: Sequence[int] | Tensor | None = None,
         tile_row: Sequence[int] | Tensor | None = None,
         tile_column: Sequence[int] | Tensor | None = None,
+        prefix: Sequence[bool] | Tensor | None = None,
         tiles: Tensor | None = None,
         image_tiles: tuple[int, ...] = (),
         key: str = "",
@@ -101,7 +108,8 @@ class Sample:
         """A row from token ids; what is left out is one text document without labels.
 
         `blocks` defaults to one image per unbroken run of IMAGE slots, `tile_index` to an equal share of the slots for
-        each of `tiles` (without tiles, or where they do not divide: an image is one tile), places to none.
+        each of `tiles` (without tiles, or where they do not divide: an image is one tile), places to none;
+        `prefix` to what is in front of the first label, all of a document without labels.
         """
         ids_t = torch.as_tensor(ids, dtype=torch.int64)
         t = ids_t.numel()
@@ -130,26 +138,33 @@ class Sample:
         def nowhere() -> Tensor:
             return torch.full((t,), -1)
 
+        def unanswered() -> Tensor:
+            answers = torch.cat([torch.zeros(1, dtype=torch.bool), labels_t[:-1] != IGNORE])[:t]
+            return in_front_of(answers, docs_t, branches_t)
+
         kinds_t = column(kinds, lambda: torch.full((t,), TokenKind.TEXT), torch.int8)
+        labels_t = column(labels, lambda: torch.full((t,), IGNORE), torch.int64)
+        docs_t, branches_t = column(docs, zeros, torch.int32), column(branches, zeros, torch.int32)
         blocks_t = column(blocks, runs, torch.int32)
         return cls(
             key=key,
             ids=ids_t,
             kinds=kinds_t,
-            labels=column(labels, lambda: torch.full((t,), IGNORE), torch.int64),
+            labels=labels_t,
             positions=column(positions, lambda: torch.arange(t), torch.int64),
-            docs=column(docs, zeros, torch.int32),
-            branches=column(branches, zeros, torch.int32),
+            docs=docs_t,
+            branches=branches_t,
             blocks=blocks_t,
             tile_index=column(tile_index, shares, torch.int32),
             tile_row=column(tile_row, nowhere, torch.int32),
             tile_column=column(tile_column, nowhere, torch.int32),
+            prefix=column(prefix, unanswered, torch.bool),
             tiles=torch.zeros(0, 3, 1, 1) if tiles is None else tiles,
             image_tiles=image_tiles,
         )
 
 
-ON_HOST = ("kinds", "doc_lengths", "doc_branched", "doc_images")
+ON_HOST = ("kinds", "prefix", "doc_lengths", "doc_branched", "doc_images")
 """Tensors of a batch that stay on the host: plan and layout are made of them, and no layer waits for them."""
 
 
@@ -176,6 +191,7 @@ class Batch:
     tile_index: Tensor
     tile_row: Tensor
     tile_column: Tensor
+    prefix: Tensor
     tiles: Tensor
     row_lengths: tuple[int, ...]
     row_tiles: tuple[int, ...]

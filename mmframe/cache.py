@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmframe.errors import UserError
+from mmframe.geometry import FACTS, rotary_positions
 from mmframe.kinds import TokenKind
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class KVCache:
-    """Keys and values per layer, and per position its kind, document, branch, image block and rotary position.
+    """Keys and values per layer, and per column its kind, document, branch, image block and position.
 
     Routing and masks never guess from the cache: an image in the third turn, a chunked prefill and a prompt of
     one token all take the way of a fresh forward.
@@ -32,33 +33,41 @@ class KVCache:
         num_images: Images of each row.
 
     Args:
+        heads: Key-value heads and head_dim of each layer.
+        rows: B.
+        capacity: C, tokens of a row.
         raw_keys: Keep keys before rotation and rotate on reading. Needed where the rotary base depends on the
             length (dynamic NTK beyond the trained context), else the cached keys would keep an old base.
+        facts: Columns of a batch to keep, see mmframe.geometry.facts_of.
+        turning: Rotary positions of the backbone: ``linear``, ``shared`` or ``grid``.
     """
 
     def __init__(
         self,
-        num_layers: int,
+        heads: Sequence[tuple[int, int]],
         rows: int,
         capacity: int,
-        kv_heads: int,
-        head_dim: int,
         *,
         dtype: torch.dtype,
         device: torch.device | str,
         raw_keys: bool = False,
+        facts: Sequence[str] = FACTS,
+        turning: str = "linear",
     ) -> None:
-        shape = (rows, capacity, kv_heads, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.keys = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
+        self.values = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
         self.raw_keys = raw_keys
         self.lengths = [0] * rows
         self.expected = [0] * rows
         self.num_images = [0] * rows
         self.used = torch.zeros(rows, dtype=torch.int64, device=device)
         self.kinds = torch.full((rows, capacity), TokenKind.PAD, dtype=torch.int8, device=device)
-        # docs, branches, blocks, positions: [4, B, C]; -1 marks an empty column
-        self.table = torch.full((4, rows, capacity), -1, dtype=torch.int64, device=device)
+        # [F, B, C]: docs, branches, blocks, positions as the batch has them, and what else is asked for; -1: empty
+        self.table = torch.full((len(facts), rows, capacity), -1, dtype=torch.int64, device=device)
+        self.turning, self.placed = turning, None
+        if turning != "linear":
+            axes = (3,) if turning == "grid" else ()
+            self.placed = torch.zeros((*axes, rows, capacity), dtype=torch.int64, device=device)
 
     @property
     def num_rows(self) -> int:
@@ -67,6 +76,16 @@ class KVCache:
     @property
     def capacity(self) -> int:
         return self.kinds.shape[1]
+
+    @property
+    def positions(self) -> Tensor:
+        """Rotary positions [B, C], of a grid [3, B, C]."""
+        return self.table[3] if self.placed is None else self.placed
+
+    def place(self, context: int) -> Tensor:
+        """Rotary positions after new tokens were described: made of all columns, the past ones as before."""
+        self.positions[..., :context] = rotary_positions(self.table[:, :, :context], self.turning)
+        return self.positions
 
     def begin(self, batch: Batch) -> None:
         """Checks that the batch fits; call before anything is written.
@@ -88,7 +107,7 @@ class KVCache:
                 )
 
     def describe(self, rows: Tensor, columns: Tensor, kinds: Tensor, facts: Tensor) -> None:
-        """Writes kinds [T] and facts [4, T] (docs, branches, blocks, positions) of new tokens."""
+        """Writes kinds [T] and facts [F, T] of new tokens."""
         self.kinds[rows, columns] = kinds
         self.table[:, rows, columns] = facts
 
@@ -133,6 +152,7 @@ class KVCache:
         for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
             mine[:, :n] = theirs[:, :n]
         self.kinds[:, :n], self.table[:, :, :n] = other.kinds[:, :n], other.table[:, :, :n]
+        self.positions[..., :n] = other.positions[..., :n]
         self.lengths, self.expected = list(other.lengths), list(other.expected)
         self.num_images = list(other.num_images)
         self.used.copy_(other.used)
@@ -150,4 +170,5 @@ class KVCache:
         new.used = self.used.index_select(0, index)
         new.kinds = self.kinds.index_select(0, index)
         new.table = self.table.index_select(1, index)
+        new.turning, new.placed = self.turning, None if self.placed is None else self.placed.index_select(-2, index)
         return new

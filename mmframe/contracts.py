@@ -156,8 +156,13 @@ class Backbone(Component, nn.Module, ABC):
     hidden_size: int
     num_layers: int
     vocab_size: int
-    attention: str
-    """Mask of the backbone: ``causal`` or ``image_bidirectional``."""
+    attention: str = "causal"
+    """Who sees whom, see mmframe.geometry.may_attend."""
+    window: int | None = None
+    """Where it has local layers: the tokens that these see, with the token itself. Then `attention` is theirs, and
+    other layers are causal."""
+    positions: str = "linear"
+    """Where tokens stand: ``linear`` as the data number them, or as mmframe.geometry.rotary_positions has it."""
 
     @abstractmethod
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -173,8 +178,9 @@ class Backbone(Component, nn.Module, ABC):
 
     @abstractmethod
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [..., head_dim] in fp32 for `positions` [...] of rows of `lengths` tokens (broadcast): a row's
-        angles never depend on its neighbours in the batch."""
+        """cos and sin [..., angles] in fp32, head_dim of them or what the layers make use of, for `positions` [...] (of
+        a grid [3, ...]) of rows of `lengths` tokens (broadcast): a row's angles never depend on its neighbours in the
+        batch."""
 
     @abstractmethod
     def sites(self) -> "Iterator[tuple[int, str, Experts]]":

@@ -153,8 +153,14 @@ class Chat:
         same = (ids[:n] == prompt.ids[:n]) & (kinds[:n] == prompt.kinds[:n]) & (blocks[:n] == prompt.blocks[:n])
         # pictures are the same if they are the same object; -1, no picture, finds the True at the end
         same &= (blocks[:n] < known) & same_image[blocks[:n].clamp(max=known).long()]
+        prefix_mask = self.engine.net.backbone.attention == "prefix"
+        if prefix_mask:
+            prefix = torch.cat([held.prefix, torch.zeros(len(said), dtype=torch.bool)])
+            same &= prefix[:n] == prompt.prefix[:n]
         kept = int(same.long().cumprod(0).sum())
         block = int(prompt.blocks[kept])
+        if prefix_mask and kept < max(int(held.prefix.sum()), int(prompt.prefix.sum())):
+            return 0  # the first prompt has seen all of itself
         if block >= 0:  # never begin inside a picture
             kept = int((prompt.blocks == block).nonzero()[0])
         return kept

@@ -53,10 +53,10 @@ class FreezingReport:
 
 def component_of(name: str) -> str:
     """Human name of the part a parameter belongs to: ``backbone.layers.3.ffn.visual.up.weight`` -> ``ffn, visual``."""
-    if match := re.match(r"backbone\.layers\.\d+\.(\w+)\.(\w+)\.", name):
-        site, expert = match.groups()
+    if match := re.match(r"backbone\.(pre_)?layers\.\d+\.(\w+)\.(\w+)\.", name):
+        pre, site, expert = match.groups()
         part = "norms" if site.endswith("norm") else "attention" if site in "qkvo" else site
-        return f"{part}, {expert}"
+        return f"pre-layers, {part}" if pre else f"{part}, {expert}"
     return {"embedding": "token embedding", "norm": "final norm", "output": "head"}.get(
         name.split(".")[1] if name.startswith("backbone.") else "", name.split(".")[0].replace("_", " ")
     )

@@ -32,8 +32,9 @@ def run_prompts(net: MultimodalLM, prompts: Sequence[Sample], cache: KVCache, ch
         prompts: One for each row of the cache, none empty.
         cache: Is advanced.
         chunk: Most tokens of a row in one pass, which bounds the memory that a long prompt takes; None: all at
-            once. Both give the same: visual tokens are made first, so that a pass may end inside an image, but for
-            ``image_bidirectional``, where the slots of an image need one another and a pass ends before or after it.
+            once. Both give the same: visual tokens are made first, so that a pass may end inside an image. What sees
+            later tokens stays in one pass, however long: with ``image_bidirectional`` an image, with ``prefix`` the
+            prompt in front of the first answer.
 
     Returns:
         Logits [B, V] after the last token of each prompt.
@@ -44,7 +45,7 @@ def run_prompts(net: MultimodalLM, prompts: Sequence[Sample], cache: KVCache, ch
         return net(whole, logits_at=_last_places(whole), cache=cache).logits
     cache.begin(whole)  # refuse what does not fit before anything is written
     embedded = net.embed(whole, skip_idle=True).split(whole.row_lengths)
-    ends = [piece_ends(sample, chunk, net.backbone.attention == "image_bidirectional") for sample in prompts]
+    ends = [piece_ends(sample, chunk, net.backbone.attention) for sample in prompts]
     images_before = list(cache.num_images)
     cache.expected = [past + new for past, new in zip(cache.lengths, whole.row_lengths, strict=True)]
     logits: list[Tensor | None] = [None] * len(prompts)
@@ -62,21 +63,23 @@ def run_prompts(net: MultimodalLM, prompts: Sequence[Sample], cache: KVCache, ch
     return torch.stack([logits_V for logits_V in logits if logits_V is not None])
 
 
-def piece_ends(sample: Sample, chunk: int, whole_images: bool) -> list[int]:
+def piece_ends(sample: Sample, chunk: int, attention: str) -> list[int]:
     """Where the pieces of a prompt end, each of at most `chunk` tokens.
 
     Args:
         sample: The prompt.
         chunk: Tokens.
-        whole_images: An end inside an image moves to before it; an image longer than `chunk` is a piece of its own.
+        attention: Mask of the backbone. An end inside of tokens that see later ones moves to before them; more of them
+            than `chunk` are a piece of their own.
     """
-    blocks = sample.blocks.tolist()
+    together = {"image_bidirectional": sample.blocks, "prefix": torch.where(sample.prefix, sample.docs, -1)}
+    units = together.get(attention, torch.full_like(sample.docs, -1)).tolist()
     ends, start = [], 0
     while start < len(sample):
         end = min(start + chunk, len(sample))
-        if whole_images and end < len(sample) and blocks[end] >= 0:
-            slots = [place for place, block in enumerate(blocks) if block == blocks[end]]
-            end = slots[0] if slots[0] > start else slots[-1] + 1
+        if end < len(sample) and units[end] >= 0 and units[end] == units[end - 1]:
+            places = [place for place, unit in enumerate(units) if unit == units[end]]
+            end = places[0] if places[0] > start else places[-1] + 1
         ends.append(end)
         start = end
     return ends

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from mmframe.batch import Batch
-from mmframe.errors import UserError
+from mmframe.geometry import facts_of, may_attend, next_positions, rotary_positions
 from mmframe.kinds import TokenKind
 from mmframe.length_groups import length_groups
 from mmframe.plan import Plan
+from mmframe.prefix import prefix_documents, refuse_pieces
 
 if TYPE_CHECKING:
     from mmframe.cache import KVCache
     from mmframe.contracts import Backbone
-
-ATTENTION = ("causal", "image_bidirectional")
 
 
 class _Gather(torch.autograd.Function):
@@ -55,12 +54,14 @@ class Group:
     kernel that must be built first (flash-attn) or compiled (FlexAttention): those could save no more than the padding
     that is left in the groups.
 
-    mask  bool [B, 1, L, K], True = may attend; None = plain causal attention
+    mask        bool [B, 1, L, K], True = may attend; None = plain causal attention
+    local_mask  that of local layers, of a backbone with a window
     """
 
     num_rows: int
     length: int
     mask: Tensor | None = None
+    local_mask: Tensor | None = None
 
     @property
     def cells(self) -> int:
@@ -112,6 +113,27 @@ class _Sequences:
             shapes.append((len(group), len(column_L)))
         return shapes, torch.cat([t.flatten() for t in tokens]), torch.cat([h.flatten() for h in holes])
 
+    def remember(self, batch: Batch, facts: Tensor, attention: str, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """Writes down in the cache what the new tokens are; returns the row and column of each there.
+
+        Args:
+            batch: The tokens.
+            facts: [F, T]; images get the numbers that they have in the cache.
+            attention: Of the backbone.
+            cache: Is told.
+        """
+        device = facts.device
+        before_N = self.past - (self.lengths.cumsum(0) - self.lengths)
+        rows = torch.arange(len(self.lengths)).repeat_interleave(self.lengths)
+        columns = (torch.arange(batch.num_tokens) + before_N[rows]).to(device)
+        rows = rows.to(device)
+        if attention == "prefix":
+            refuse_pieces(batch, facts, rows, cache)
+        images_before = torch.tensor(cache.num_images, device=device)[rows]
+        facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
+        cache.describe(rows, columns, batch.kinds.to(device), facts)
+        return rows, columns
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -149,15 +171,30 @@ class Layout:
         def planned(x_T: Tensor) -> Tensor:
             return (x_T if order is None else x_T[order]).to(device)
 
-        masked = batch.doc_branched
-        if backbone.attention == "image_bidirectional":
-            masked = masked | batch.doc_images
+        masked = _masked_documents(batch, backbone.attention)
+        if backbone.window is not None:
+            masked = masked | (batch.doc_lengths > backbone.window)
         of = _Sequences.documents(batch, masked) if cache is None else _Sequences.rows(batch, masked, cache)
         shapes, token_C, is_hole_C = of.cells()
         cell_T = torch.empty(batch.num_tokens, dtype=torch.int64)
         cell_T[token_C[~is_hole_C]] = (~is_hole_C).nonzero().flatten()
         sequence_T = torch.arange(len(of.lengths)).repeat_interleave(of.lengths)
-        cos, sin = backbone.rope(plan.sort(batch.positions), planned(of.turning[sequence_T]))
+        positions = batch.positions
+        facts, context, slots = None, 0, None
+        if cache is not None or any(of.masked) or backbone.positions != "linear":
+            facts = torch.stack([getattr(batch, name).to(device).long() for name in facts_of(backbone)])
+            if cache is not None:
+                rows, columns = of.remember(batch, facts, backbone.attention, cache)
+                context, slots = int((of.past + of.lengths).max()), plan.sort(rows * cache.capacity + columns)
+                if backbone.positions != "linear":
+                    positions = cache.place(context)[..., rows, columns]
+            elif backbone.positions != "linear":  # all in one row, where `docs` do not tell rows apart
+                whole = torch.stack([sequence_T.to(device), *facts[1:]])[:, None]
+                positions = rotary_positions(whole, backbone.positions)[..., 0, :]
+        if plan.order is not None:
+            positions = positions.index_select(-1, plan.order)
+            facts = None if facts is None else facts[:, plan.order]
+        cos, sin = backbone.rope(positions, planned(of.turning[sequence_T]))
         layout = cls(
             groups=tuple(Group(*shape) for shape in shapes),
             to_grid=(token_C if inverse is None else inverse[token_C]).to(device),
@@ -166,23 +203,12 @@ class Layout:
             cos=cos.to(dtype)[:, None],
             sin=sin.to(dtype)[:, None],
             direct=order is None and torch.equal(token_C, torch.arange(batch.num_tokens)),
+            context=context,
+            slots=slots,
         )
-        if cache is None and not any(of.masked):
-            return layout
-        facts = torch.stack([batch.docs.long(), batch.branches.long(), batch.blocks.long(), batch.positions])
-        if plan.order is not None:
-            facts = facts[:, plan.order]
-        if cache is not None:
-            before_N = of.past - (of.lengths.cumsum(0) - of.lengths)
-            rows, columns = planned(sequence_T), planned(torch.arange(batch.num_tokens) + before_N[sequence_T])
-            layout = replace(layout, context=int((of.past + of.lengths).max()), slots=rows * cache.capacity + columns)
-            images_before = torch.tensor(cache.num_images, device=device)[rows]
-            facts[2] = torch.where(facts[2] >= 0, facts[2] + images_before, -1)  # those of earlier calls keep theirs
-            cache.describe(rows, columns, plan.sort(batch.kinds.to(device)), facts)
-            if cache.raw_keys:
-                positions_BK = cache.table[3, :, : layout.context]
-                layout = layout._with_key_angles(backbone, positions_BK, of.turning.to(device), dtype)
-        return layout._with_masks(of, facts, backbone.attention, cache)
+        if cache is not None and cache.raw_keys:
+            layout = layout._with_key_angles(backbone, cache, of.turning.to(device), dtype)
+        return layout if facts is None else layout._with_masks(of, facts, backbone, cache)
 
     @classmethod
     def for_step(cls, backbone: Backbone, cache: KVCache, dtype: torch.dtype, context: int) -> Layout:
@@ -193,14 +219,18 @@ class Layout:
         """
         rows = torch.arange(cache.num_rows, device=cache.used.device)
         columns = cache.used.clone()  # the cache counts on in place
-        doc, branch, _, position = cache.table[:, rows, columns - 1].unbind(0)
-        facts = torch.stack([doc, branch, torch.full_like(doc, -1), position + 1])
+        doc, branch, _, position, *more = cache.table[:, rows, columns - 1].unbind(0)
+        none = torch.full_like(doc, -1)
+        facts = torch.stack([doc, branch, none, position + 1, *(none for _ in more)])
         cache.describe(rows, columns, torch.full_like(doc, TokenKind.TEXT, dtype=torch.int8), facts)
-        key = cache.table[:, :, :context]
-        mask = may_attend(facts[:, :, None], key, columns, backbone.attention)[:, None]
-        cos, sin = backbone.rope(facts[3], columns + 1)
+        masks = _masks(facts[:, :, None], cache.table[:, :, :context], columns, backbone)
+        positions = facts[3]
+        if backbone.positions != "linear":
+            positions = next_positions(cache.positions[..., rows, columns - 1], backbone.positions)
+            cache.positions[..., rows, columns] = positions
+        cos, sin = backbone.rope(positions, columns + 1)
         layout = cls(
-            groups=(Group(cache.num_rows, 1, mask),),
+            groups=(Group(cache.num_rows, 1, **masks),),
             to_grid=rows,
             from_grid=rows,
             holes=None,
@@ -210,7 +240,11 @@ class Layout:
             context=context,
             slots=rows * cache.capacity + columns,
         )
-        return layout._with_key_angles(backbone, key[3], columns + 1, dtype) if cache.raw_keys else layout
+        return layout._with_key_angles(backbone, cache, columns + 1, dtype) if cache.raw_keys else layout
+
+    def local(self) -> Layout:
+        """The same for local layers, of a backbone with a window."""
+        return replace(self, groups=tuple(replace(group, mask=group.local_mask) for group in self.groups))
 
     def grid(self, x_T: Tensor) -> list[Tensor]:
         """[T, ...] in plan order -> [B, L, ...] of each group."""
@@ -229,56 +263,38 @@ class Layout:
             return flat
         return _Gather.apply(flat, self.from_grid, self.to_grid, self.holes)  # type: ignore[return-value]
 
-    def _with_masks(self, of: _Sequences, facts: Tensor, attention: str, cache: KVCache | None) -> Layout:
+    def _with_masks(self, of: _Sequences, facts: Tensor, backbone: Backbone, cache: KVCache | None) -> Layout:
         """Adds the masks of the groups where plain causal attention is not enough."""
         if not any(of.masked):
             return self
-        query = facts.new_full((4, len(self.to_grid)), -1)
+        query = facts.new_full((len(facts), len(self.to_grid)), -1)
         query[:, self.from_grid] = facts
         groups = []
         parts = query.split([group.cells for group in self.groups], dim=1)
         for group, part, members, masked in zip(self.groups, parts, of.groups, of.masked, strict=True):
             if masked:
-                q = part.view(4, group.num_rows, group.length)
+                q = part.view(-1, group.num_rows, group.length)
                 k = q if cache is None else cache.table[:, :, : self.context]
-                mask = may_attend(q, k, of.past[members].to(q.device), attention)
-                group = replace(group, mask=mask[:, None])
+                group = replace(group, **_masks(q, k, of.past[members].to(q.device), backbone))
             groups.append(group)
         return replace(self, groups=tuple(groups))
 
-    def _with_key_angles(
-        self, backbone: Backbone, positions_BK: Tensor, lengths_B: Tensor, dtype: torch.dtype
-    ) -> Layout:
-        cos, sin = backbone.rope(positions_BK.clamp(min=0), lengths_B[:, None])
+    def _with_key_angles(self, backbone: Backbone, cache: KVCache, lengths_B: Tensor, dtype: torch.dtype) -> Layout:
+        positions_BK = cache.positions[..., : self.context].clamp(min=0)
+        cos, sin = backbone.rope(positions_BK, lengths_B[:, None])
         return replace(self, key_cos=cos.to(dtype)[:, :, None], key_sin=sin.to(dtype)[:, :, None])
 
 
-def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str) -> Tensor:
-    """Who sees whom: bool [B, L, K].
+def _masks(query: Tensor, key: Tensor, past_B: Tensor, backbone: Backbone) -> dict[str, Tensor]:
+    """Masks of a group, each [B, 1, L, K]: with a window that of global layers, which are causal, and of local ones."""
+    if backbone.window is None:
+        return {"mask": may_attend(query, key, past_B, backbone.attention)[:, None]}
+    local = may_attend(query, key, past_B, backbone.attention, backbone.window)
+    return {"mask": may_attend(query, key, past_B, "causal")[:, None], "local_mask": local[:, None]}
 
-    A token sees earlier tokens of its document that stand in the trunk or in its own branch; with
-    ``image_bidirectional`` also later slots of its own image. A padding query sees column 0, so that no softmax is
-    empty.
 
-    Args:
-        query: Documents, branches, image blocks, positions of the queries [4, B, L]; -1 marks padding.
-        key: The same of the columns [4, B, K]; -1 marks an empty one.
-        past_B: Column of each row's first query.
-        attention: ``causal`` or ``image_bidirectional``.
-    """
-    q_doc, q_branch, q_block, _ = query[:, :, :, None].unbind(0)
-    k_doc, k_branch, k_block, _ = key[:, :, None, :].unbind(0)
-    column = torch.arange(key.shape[2], device=key.device)
-    q_column = torch.arange(query.shape[2], device=key.device)[None, :, None] + past_B[:, None, None]
-    seen = column <= q_column
+def _masked_documents(batch: Batch, attention: str) -> Tensor:
+    """For which documents plain causal attention is not enough: bool [documents], on the host."""
     if attention == "image_bidirectional":
-        seen = seen | ((q_block >= 0) & (q_block == k_block))
-    allowed = (q_doc == k_doc) & ((k_branch == 0) | (q_branch == k_branch)) & seen
-    return torch.where(q_doc < 0, column == 0, allowed)
-
-
-def check_attention(attention: str) -> str:
-    """Returns the name of a mask, or says which exist."""
-    if attention not in ATTENTION:
-        raise UserError(f"backbone: attention={attention!r} is not known; use one of {', '.join(ATTENTION)}")
-    return attention
+        return batch.doc_branched | batch.doc_images
+    return prefix_documents(batch) if attention == "prefix" else batch.doc_branched

@@ -15,6 +15,7 @@ from mmframe.cache import KVCache
 from mmframe.contracts import Backbone, ExpertRouter, PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.expert_backends import use_backend
+from mmframe.experts import Experts
 from mmframe.layout import Layout
 
 
@@ -58,8 +59,9 @@ class MultimodalLM(nn.Module):
         self.router = router
         router.install(backbone)
         self.expert_backend = use_backend(expert_backend)
-        for _, _, experts in backbone.sites():
-            experts.backend = self.expert_backend
+        for module in backbone.modules():
+            if isinstance(module, Experts):
+                module.backend = self.expert_backend
 
     def embed(self, batch: Batch, skip_idle: bool = False) -> Tensor:
         """Token embeddings with visual tokens at the image slots: [T, D], in sequence order.

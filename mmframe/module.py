@@ -38,6 +38,8 @@ from mmframe.optim import AdamWSchedule
 from mmframe.processing import ChatProcessor
 from mmframe.weights import load_weights, read_weights, save_weights
 
+PRE_LAYERS = "backbone.pre_layers."
+
 
 class MultimodalModule(pl.LightningModule):
     """Trains a MultimodalLM.
@@ -51,7 +53,8 @@ class MultimodalModule(pl.LightningModule):
         optim: Optimiser and schedule.
         objective: What is minimised; default: cross entropy of the next token.
         init_from: weights.safetensors of the stage before, or of an import. Weights only; new experts that it lacks
-            start from their text expert as the router says, and beside a text LLM the patch embedder is new.
+            start from their text expert as the router says, beside a text LLM the patch embedder is new, and so are
+            layers in front of the pretrained ones where it has none.
         adapter: Trainable additions beside the loaded weights (LoRA); merged into the weights that are handed on.
         expert_backend: ``torch``, ``cupy`` (fused kernels, CUDA), or ``auto``: cupy where it was measured to be faster.
     """
@@ -111,11 +114,16 @@ class MultimodalModule(pl.LightningModule):
         may_lack = {name for name in names if ".visual." in name}
         if "model" in metadata and metadata["model"].get("patch_embedder") is None:  # a text LLM
             may_lack |= {name for name in names if name.startswith("patch_embedder.")}
+        if not any(name.startswith(PRE_LAYERS) for name in state):  # all or none
+            may_lack |= {name for name in names if name.startswith(PRE_LAYERS)}
         fresh = load_weights(self.net, state, allow_missing=may_lack)
         experts = sum(".visual." in name for name in fresh)
+        layers = sum(name.startswith(PRE_LAYERS) for name in fresh)
         said = [f"{experts} expert tensors are new, made from the text experts"] if experts else []
-        if len(fresh) > experts:
-            said.append(f"a text LLM, so the {len(fresh) - experts} tensors of the patch embedder are new")
+        if layers:
+            said.append(f"the {layers} tensors of the layers in front are new")
+        if (others := len(fresh) - experts - layers) > 0:
+            said.append(f"a text LLM, so the {others} tensors of the patch embedder are new")
         if said:
             self.print_once(f"init_from {path}: {'; '.join(said)}")
 

@@ -29,6 +29,8 @@ from mmframe.data.source import Source
 from mmframe.errors import UserError
 from mmframe.experts import Experts
 from mmframe.freezing import freeze
+from mmframe.generation import Step
+from mmframe.geometry import ATTENTION, POSITIONS
 from mmframe.kinds import TokenKind
 from mmframe.loading import build, from_pretrained
 from mmframe.model import MultimodalLM
@@ -47,6 +49,7 @@ from tests.helpers import (
     tiny_llama,
     tiny_net,
 )
+from tests.model.test_attention import cut
 
 CONTRACTS = {
     "backbone": Backbone,
@@ -62,6 +65,8 @@ NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
 """Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
 NEEDS_ADAPTER = {"LoRAParameters"}
 """Freezing policies for a model with an adapter."""
+NEEDS_PRE_LAYERS = {"PreLayers"}
+"""Freezing policies for a backbone with new layers in front."""
 
 
 def every(kind: str, sized: bool = True) -> pytest.MarkDecorator:
@@ -146,8 +151,8 @@ def test_its_default_size_builds_on_the_meta_device(cls: type) -> None:
 # ---- backbones
 
 
-def model_of(cls: type, router: ExpertRouter | None = None, attention: str | None = None) -> MultimodalLM:
-    backbone = make(cls, **({"attention": attention} if attention else {}))
+def model_of(cls: type, router: ExpertRouter | None = None, **options: Any) -> MultimodalLM:
+    backbone = make(cls, **options)
     embedder = tiny_embedder(hidden_size=backbone.hidden_size)
     roughen(backbone, seed=1)
     roughen(embedder, seed=2)
@@ -180,17 +185,38 @@ def test_backbone_says_its_sizes(cls: type) -> None:
 
 
 @every("backbone")
-@pytest.mark.parametrize("attention", ["causal", "image_bidirectional"])
-def test_backbone_continues_over_a_cache(cls: type, attention: str) -> None:
-    net, sample = model_of(cls, ModalityRouter(QKV_FFN), attention), row("ttttt")
-    cache = net.backbone.new_cache(1, 14)
-    first = all_logits(net, sample, cache=cache)
-    later = row("t[i]tt", seed=5)
-    later.positions += 5
-    pieces = torch.cat([first, all_logits(net, later, cache=cache)])
-    whole = row("ttttt" + "t[i]tt")
-    whole.ids, whole.tiles = torch.cat([sample.ids, later.ids]), later.tiles
-    torch.testing.assert_close(pieces, all_logits(net, whole), atol=2e-5, rtol=1e-5)
+@pytest.mark.parametrize("attention", ATTENTION)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_backbone_continues_over_a_cache(cls: type, attention: str, positions: str) -> None:
+    """A turn with a picture, another one, and then token by token: the same as the whole row at once."""
+    net = model_of(cls, ModalityRouter(QKV_FFN), attention=attention, positions=positions, pre_layers=1)
+    whole = row("tt[ii]tTTt[i]ttt")
+    pieces = [cut(whole, first, end) for first, end in [(0, 14), (14, 21)]]
+    cache = net.backbone.new_cache(1, len(whole))
+    made = [all_logits(net, piece, cache=cache) for piece in pieces]
+    step = Step(net, cache)
+    made += [step([int(token)]) for token in whole.ids[21:]]
+    torch.testing.assert_close(torch.cat(made), all_logits(net, whole), atol=2e-5, rtol=1e-5)
+
+
+@every("backbone")
+def test_text_turns_the_same_under_all_positions(cls: type) -> None:
+    options = [{}, {"positions": "shared"}, {"positions": "grid"}, {"attention": "image_bidirectional"}]
+    first, *others = (all_logits(model_of(cls, **more), batch("ttt", "tttttt")) for more in options)  # type: ignore
+    assert all(torch.equal(logits, first) for logits in others)
+
+
+@every("backbone")
+def test_new_layers_in_front_change_nothing_at_first(cls: type) -> None:
+    plain, given = model_of(cls), batch("tt[i]tTT", "tTT")
+    text = plain.backbone.state_dict()
+    for init in ("identity", "random"):
+        net = MultimodalLM(make(cls, pre_layers=2, pre_layers_init=init), plain.patch_embedder, SharedRouter(), "torch")
+        new = set(net.backbone.state_dict()) - set(text)
+        assert new and all(name.startswith("pre_layers.") for name in new)
+        assert set(net.backbone.load_state_dict(text, strict=False).missing_keys) == new
+        assert torch.equal(all_logits(net, given), all_logits(plain, given)) == (init == "identity")
+        assert {layer for layer, _, _ in net.backbone.sites()} == set(range(net.backbone.num_layers))
 
 
 @every("backbone")
@@ -367,7 +393,7 @@ def test_text_only_batches_reach_every_expert_with_a_gradient(cls: type) -> None
 @every("freezing")
 @pytest.mark.parametrize("sites", [{}, {"ffn": "all"}, QKV_FFN, ALL_SITES], ids=["dense", "ffn", "qkv_ffn", "all"])
 def test_policy_fits_models_with_and_without_experts(cls: type, sites: dict[str, str]) -> None:
-    net = tiny_net(sites)
+    net = tiny_net(sites, backbone=tiny_llama(pre_layers=int(cls.__name__ in NEEDS_PRE_LAYERS)))
     if cls.__name__ in NEEDS_ADAPTER:
         LoRA().install(net)
     groups = make(cls).groups(net.router.experts)

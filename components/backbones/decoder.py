@@ -1,19 +1,22 @@
 """One readable decoder for the Llama family: RMSNorm, rotary attention with grouped keys, SwiGLU.
 
 InternLM2, Llama, SmolLM2, Qwen2 and Qwen3 differ in sizes, biases, norms of q and k, rotary scaling and checkpoint
-layout only.
+layout only. Persimmon, Chameleon and Gemma have other norms and FFNs, or stand in another order: a DecoderLayer of
+their own, in their own files.
 
 B rows, L longest row, K columns of keys, T tokens in plan order, D hidden, F intermediate, H heads, d head_dim,
 V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.backbones.geometry_options import check_pre_layers, check_sections, silence
+from components.backbones.hf_config import llama_config
 from components.backbones.official_names import llama_links
 from components.backbones.rope import Rope, rotate
 from mmframe.cache import KVCache
@@ -21,29 +24,33 @@ from mmframe.checkpoints import TensorLink
 from mmframe.contracts import SITES, Backbone, check_fp16
 from mmframe.errors import UserError
 from mmframe.experts import Experts
-from mmframe.layout import Layout, check_attention
+from mmframe.geometry import ATTENTION, POSITIONS, check_option, facts_of
+from mmframe.layout import Layout
 from mmframe.plan import Plan
 
 
-def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) -> Tensor:
-    """SDPA of torch with grouped keys; causal where there is no mask.
+def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
+    """SDPA of torch with grouped keys; causal where there is no mask. `scale` of the scores: None is 1 / sqrt d.
 
     Training on a CPU takes the plain formula instead: there the fused kernel's backward is slow on many short rows, and
     torch's own plain path computes bf16 in fp32, which together is 12 ms a layer of the demo against 4 ms. So does a
     batch without tokens, of which the fused kernels need not make sense.
     """
     if q_BHLd.device.type == "cpu" and torch.is_grad_enabled() or not q_BHLd.numel():
-        return _attend_plainly(q_BHLd, k_BHKd, v_BHKd, mask)
+        return _attend_plainly(q_BHLd, k_BHKd, v_BHKd, mask, scale)
     B, H, L, d = q_BHLd.shape
     G = k_BHKd.shape[1]
     if (
         L == 1 and mask is not None
     ):  # decoding: queries that share a key head are rows of one product, nothing is repeated
-        return F.scaled_dot_product_attention(q_BHLd.reshape(B, G, -1, d), k_BHKd, v_BHKd, mask).view(B, H, 1, d)
-    return F.scaled_dot_product_attention(q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, enable_gqa=H != G)
+        q_BGRd = q_BHLd.reshape(B, G, -1, d)
+        return F.scaled_dot_product_attention(q_BGRd, k_BHKd, v_BHKd, mask, scale=scale).view(B, H, 1, d)
+    return F.scaled_dot_product_attention(
+        q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, scale=scale, enable_gqa=H != G
+    )
 
 
-def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None) -> Tensor:
+def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     """softmax(q k^T / sqrt d) v, softmax in fp32; the queries that share a key head are rows of one product."""
     B, H, L, d = q_BHLd.shape
     G, K = k_BHKd.shape[1:3]
@@ -52,7 +59,7 @@ def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor
     hidden = torch.zeros_like(mask, dtype=q_BHLd.dtype).masked_fill(~mask, torch.finfo(q_BHLd.dtype).min)
     hidden = hidden.expand(B, H // G, L, K).reshape(B, 1, H // G * L, K)
     scores = q_BHLd.reshape(B * G, H // G * L, d) @ k_BHKd.reshape(B * G, K, d).transpose(1, 2)
-    scores = torch.add(hidden, scores.view(B, G, H // G * L, K), alpha=d**-0.5)
+    scores = torch.add(hidden, scores.view(B, G, H // G * L, K), alpha=d**-0.5 if scale is None else scale)
     weights = scores.softmax(-1, dtype=torch.float32).to(q_BHLd.dtype)
     return (weights.view(B * G, H // G * L, K) @ v_BHKd.reshape(B * G, K, d)).view(B, H, L, d)
 
@@ -110,7 +117,15 @@ class FFN(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """x += o(attention(q, k, v)); x += ffn(x): seven sites, nine with norms of q and k, each an Experts."""
+    """x += o(attention(q, k, v)); x += ffn(x): seven sites, nine with norms of q and k, each an Experts.
+
+    Subclasses say which norms and which FFN they have, or stand them in another order.
+    """
+
+    norm_class: ClassVar[type[nn.Module]] = RMSNorm
+    ffn_class: ClassVar[type[nn.Module]] = FFN
+    scale: ClassVar[float | None] = None
+    """Of the scores; None is 1 / sqrt(head_dim)."""
 
     def __init__(
         self,
@@ -125,26 +140,28 @@ class DecoderLayer(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.kv_heads, self.head_dim = kv_heads, head_dim
         q_size, kv_size = num_heads * head_dim, kv_heads * head_dim
-        self.attn_norm = Experts(RMSNorm(hidden_size, eps))
+        self.attn_norm = Experts(self.norm_class(hidden_size, eps))
         self.q = Experts(nn.Linear(hidden_size, q_size, bias=qkv_bias))
         self.k = Experts(nn.Linear(hidden_size, kv_size, bias=qkv_bias))
         self.v = Experts(nn.Linear(hidden_size, kv_size, bias=qkv_bias))
-        self.q_norm = Experts(RMSNorm(head_dim, eps)) if qk_norm else None
-        self.k_norm = Experts(RMSNorm(head_dim, eps)) if qk_norm else None
+        self.q_norm = Experts(self.head_norm(num_heads, head_dim, eps)) if qk_norm else None
+        self.k_norm = Experts(self.head_norm(kv_heads, head_dim, eps)) if qk_norm else None
         self.o = Experts(nn.Linear(q_size, hidden_size, bias=o_bias))
-        self.ffn_norm = Experts(RMSNorm(hidden_size, eps))
-        self.ffn = Experts(FFN(hidden_size, intermediate_size))
+        self.ffn_norm = Experts(self.norm_class(hidden_size, eps))
+        self.ffn = Experts(self.ffn_class(hidden_size, intermediate_size))
+
+    def head_norm(self, heads: int, head_dim: int, eps: float) -> nn.Module:
+        """Norm of q or of k [T, heads, head_dim]; every head has the same weights here."""
+        return self.norm_class(head_dim, eps)
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None, index: int) -> Tensor:
         delta_TD = self.attention(self.attn_norm(x_TD, plan), plan, layout, cache, index)
         return self.ffn.backend.residual_ffn(x_TD, delta_TD, self.ffn_norm, self.ffn, plan)
 
     def attention(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None, index: int) -> Tensor:
-        q, k, v = (site(x_TD, plan).unflatten(-1, (-1, self.head_dim)) for site in (self.q, self.k, self.v))
-        if self.q_norm is not None and self.k_norm is not None:  # per head, before the rotation
-            q, k = self.q_norm(q, plan), self.k_norm(k, plan)
+        q, k, v = self.heads(x_TD, plan)
         q = rotate(q, layout.cos, layout.sin)
         if cache is None:
             keys, values = layout.grid(rotate(k, layout.cos, layout.sin)), layout.grid(v)
@@ -155,14 +172,21 @@ class DecoderLayer(nn.Module):
             k, v = cache.write(index, rotate(k, layout.cos, layout.sin), v, layout)
             keys, values = [k], [v]
         y = [
-            attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.mask).transpose(1, 2)
+            attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), group.mask, self.scale).transpose(1, 2)
             for group, q, k, v in zip(layout.groups, layout.grid(q), keys, values, strict=True)
         ]
         return self.o(layout.ungrid(y).flatten(1), plan)
 
+    def heads(self, x_TD: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v [T, heads, head_dim] before the rotation, with their norms."""
+        q, k, v = (site(x_TD, plan).unflatten(-1, (-1, self.head_dim)) for site in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q, plan), self.k_norm(k, plan)
+        return q, k, v
+
 
 class Decoder(Backbone):
-    """Decoder-only LLM of the Llama family.
+    """Decoder-only LLM of the Llama family, or of another one with a `layer_class` of its own.
 
     Args:
         hidden_size: D.
@@ -178,11 +202,25 @@ class Decoder(Backbone):
         qkv_bias: q, k and v have biases.
         o_bias: o has a bias.
         qk_norm: RMSNorm over each head of q and k, before the rotation: the sites q_norm and k_norm.
-        attention: ``causal`` or ``image_bidirectional`` (slots of one image see one another).
+        attention: ``causal``, ``image_bidirectional`` (slots of one image see one another) or ``prefix`` (all of the
+            prompt in front of the first answer sees all of it; text alone too, so its logits are no longer those of
+            the base LLM).
+        positions: ``linear`` (one a token), ``shared`` (one an image) or ``grid`` (time, row and column of a slot, see
+            mmframe.geometry.rotary_positions). Text without images turns the same under all three.
+        grid_sections: How many of the rotary frequencies turn with time, row and column; null: a quarter, and the rest
+            in halves, as in Qwen2-VL. SAIL has 0, 32, 32.
+        pre_layers: New layers of the same shape in front of the pretrained ones, for text and image alike, without
+            sites for experts (HoVLE, arXiv 2412.16158: 8; NEO, arXiv 2510.14979: 12 and 6).
+        pre_layers_init: ``identity`` (o and down are zero: the model computes what it did before) or ``random``.
+        rotary_dim: Dimensions of a head that are rotated, the first ones; None: all.
+        layer_class: Norms, FFN and order of a layer; the final norm is its norm too.
+        single_layers: Layer index -> arguments of its layer that differ from those of the others.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     """`model_type` of the Hugging Face configs that from_hf_config reads."""
+    official_attention: ClassVar[tuple[str, ...]] = ("causal",)
+    """Masks that an official config can say."""
 
     def __init__(
         self,
@@ -200,6 +238,13 @@ class Decoder(Backbone):
         o_bias: bool = False,
         qk_norm: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: Sequence[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
+        rotary_dim: int | None = None,
+        layer_class: type[DecoderLayer] = DecoderLayer,
+        single_layers: Mapping[int, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         if num_heads % kv_heads or (head_dim is None and hidden_size % num_heads):
@@ -210,28 +255,36 @@ class Decoder(Backbone):
         self.hidden_size, self.num_layers, self.vocab_size = hidden_size, num_layers, vocab_size
         self.num_heads, self.kv_heads = num_heads, kv_heads
         self.head_dim = hidden_size // num_heads if head_dim is None else head_dim
+        self.rotary_dim = self.head_dim if rotary_dim is None else rotary_dim
         if self.head_dim % 2:
             raise UserError(f"backbone: heads of {self.head_dim} cannot be rotated in halves; head_dim must be even")
-        self.attention = check_attention(attention)
+        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+            raise UserError(f"backbone: {self.rotary_dim} of {self.head_dim} dimensions cannot be rotated in halves")
+        self.attention = check_option("attention", attention, ATTENTION)
+        self.positions = check_option("positions", positions, POSITIONS)
         self.rotary = rope
+        self.sections = check_sections(grid_sections, self.rotary_dim // 2) if positions == "grid" else None
         self.embedding = nn.Embedding(vocab_size, hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                hidden_size,
-                intermediate_size,
-                num_heads,
-                kv_heads,
-                self.head_dim,
-                qkv_bias=qkv_bias,
-                o_bias=o_bias,
-                qk_norm=qk_norm,
-                eps=norm_eps,
-            )
-            for _ in range(num_layers)
+        sizes: dict[str, Any] = dict(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_heads=num_heads,
+            kv_heads=kv_heads,
+            head_dim=self.head_dim,
+            qkv_bias=qkv_bias,
+            o_bias=o_bias,
+            qk_norm=qk_norm,
+            eps=norm_eps,
         )
-        self.norm = RMSNorm(hidden_size, norm_eps)
+        changes = single_layers or {}
+        self.layers = nn.ModuleList(layer_class(**sizes | changes.get(index, {})) for index in range(num_layers))
+        in_front = check_pre_layers(pre_layers, pre_layers_init)
+        self.pre_layers = nn.ModuleList(layer_class(**sizes) for _ in range(in_front))
+        self.norm = layer_class.norm_class(hidden_size, norm_eps)
         self.output = None if tied_head else nn.Linear(hidden_size, vocab_size, bias=False)
         self._initialise(std=0.02)
+        if pre_layers_init == "identity":
+            silence(self.pre_layers)
 
     def _initialise(self, std: float) -> None:
         for module in self.modules():
@@ -249,6 +302,15 @@ class Decoder(Backbone):
         """
         raise UserError(f"backbone: {cls.__name__} has one size and reads no config.json; import it as Llama")
 
+    def hf_config(self) -> dict[str, Any]:
+        """The official config.json of this model, read off its modules; from_hf_config of it gives the model back.
+
+        Raises:
+            UserError: it has none.
+        """
+        bias = self.layers[0].q["text"].bias is not None  # type: ignore[index, union-attr]
+        return llama_config(self, "llama", "LlamaForCausalLM") | {"attention_bias": bias}
+
     def tensor_map(self) -> list[TensorLink]:
         """Official tensors (without a prefix such as ``language_model.``) <-> our parameters, for the experts that
         are installed now."""
@@ -258,11 +320,11 @@ class Decoder(Backbone):
         return self.embedding(ids_T)
 
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rotary.angles(positions, lengths, self.head_dim)
+        return self.rotary.angles(positions, lengths, self.rotary_dim, self.sections)
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None = None) -> Tensor:
         check_fp16(x_TD.dtype)
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate((*self.pre_layers, *self.layers)):
             x_TD = layer(x_TD, plan, layout, cache, index)
         return x_TD
 
@@ -278,14 +340,14 @@ class Decoder(Backbone):
                     yield index, site, experts
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        weight = self.norm.weight
+        weight = self.embedding.weight
         return KVCache(
-            self.num_layers,
+            [(layer.kv_heads, layer.head_dim) for layer in (*self.pre_layers, *self.layers)],  # type: ignore[misc]
             rows,
             capacity,
-            self.kv_heads,
-            self.head_dim,
             dtype=weight.dtype,
             device=weight.device,
             raw_keys=self.rotary.changes_with_length(capacity),
+            facts=facts_of(self),
+            turning=self.positions,
         )

@@ -1,14 +1,18 @@
-"""Hugging Face config.json of a Llama-like text model -> constructor arguments. What is not honoured is refused."""
+"""Hugging Face config.json of a Llama-like text model <-> constructor arguments. What is not honoured is refused."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.backbones.rope import OPTIONS
 from mmframe.checkpoints import refuse
 from mmframe.errors import UserError, suggest
 
+if TYPE_CHECKING:
+    from components.backbones.decoder import Decoder
+
 NO_EFFECT: dict[str, Sequence[Any]] = {
-    "hidden_act": ("silu", "swish"),
     "mlp_bias": (False,),
     "attention_dropout": (0, None),
     "partial_rotary_factor": (1, None),
@@ -35,9 +39,17 @@ def required(config: dict[str, Any], key: str) -> int:
     return value
 
 
-def size_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Sizes, eps and tied head; the defaults are those of the official classes."""
-    refuse(config, NO_EFFECT)
+def size_arguments(
+    config: dict[str, Any], activations: Sequence[str] = ("silu", "swish"), eps: str = "rms_norm_eps"
+) -> dict[str, Any]:
+    """Sizes, eps and tied head; the defaults are those of the official classes.
+
+    Args:
+        config: Official config.
+        activations: Values of `hidden_act` that mean the FFN of this backbone.
+        eps: Key of the norms' eps.
+    """
+    refuse(config, NO_EFFECT | {"hidden_act": activations})
     num_heads = required(config, "num_attention_heads")
     return dict(
         hidden_size=required(config, "hidden_size"),
@@ -47,7 +59,7 @@ def size_arguments(config: dict[str, Any]) -> dict[str, Any]:
         head_dim=config.get("head_dim"),
         intermediate_size=required(config, "intermediate_size"),
         vocab_size=required(config, "vocab_size"),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=float(config.get(eps, 1e-6)),
         tied_head=bool(config.get("tie_word_embeddings", False)),
     )
 
@@ -90,6 +102,34 @@ def rope_arguments(config: dict[str, Any], scalings: tuple[str, ...] = tuple(OPT
         max_positions=int(max_positions),
         rope_options=options or None,
     )
+
+
+def llama_config(decoder: Decoder, model_type: str, architecture: str) -> dict[str, Any]:
+    """The config.json of a decoder of the Llama family, read off its modules, without biases."""
+    layer: Any = decoder.layers[0]
+    rope = decoder.rotary
+    scaling = None
+    if rope.scaling != "none":
+        options = {key: getattr(rope, key) for key in OPTIONS[rope.scaling] if getattr(rope, key) is not None}
+        scaling = {"rope_type": rope.scaling, "factor": rope.factor, **options}
+    ffn = layer.ffn["text"]
+    return {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "hidden_act": "silu",
+        "hidden_size": decoder.hidden_size,
+        "head_dim": decoder.head_dim,
+        "intermediate_size": ffn.up.out_features,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.num_heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "vocab_size": decoder.vocab_size,
+        "max_position_embeddings": rope.max_positions,
+        "rms_norm_eps": decoder.norm.eps,
+        "rope_theta": rope.theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": decoder.output is None,
+    }
 
 
 def refuse_sliding_window(config: dict[str, Any]) -> None:

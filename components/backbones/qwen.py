@@ -3,7 +3,13 @@
 from typing import Any
 
 from components.backbones.decoder import Decoder
-from components.backbones.hf_config import check_model_type, refuse_sliding_window, rope_arguments, size_arguments
+from components.backbones.hf_config import (
+    check_model_type,
+    llama_config,
+    refuse_sliding_window,
+    rope_arguments,
+    size_arguments,
+)
 from components.backbones.rope import Rope
 from mmframe.registry import register
 
@@ -30,7 +36,11 @@ class Qwen2(Decoder):
             ``{original_max_position_embeddings: 32768}``.
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
     """
 
     model_types = ("qwen2",)
@@ -53,6 +63,10 @@ class Qwen2(Decoder):
         norm_eps: float = 1e-6,
         tied_head: bool = True,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -67,6 +81,10 @@ class Qwen2(Decoder):
             tied_head=tied_head,
             qkv_bias=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod
@@ -74,6 +92,9 @@ class Qwen2(Decoder):
         check_model_type(config, cls.__name__, cls.model_types)
         refuse_sliding_window(config)
         return size_arguments(config) | rope_arguments(config)
+
+    def hf_config(self) -> dict[str, Any]:
+        return llama_config(self, "qwen2", "Qwen2ForCausalLM")
 
 
 @register("backbone")
@@ -99,7 +120,11 @@ class Qwen3(Decoder):
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
         attention_bias: q, k, v and o have biases.
-        attention: ``causal`` or ``image_bidirectional``.
+        attention: ``causal``, ``image_bidirectional`` or ``prefix``.
+        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
+        pre_layers: New layers in front of the pretrained ones.
+        pre_layers_init: They start as ``identity`` or ``random``.
     """
 
     model_types = ("qwen3",)
@@ -125,6 +150,10 @@ class Qwen3(Decoder):
         tied_head: bool = True,
         attention_bias: bool = False,
         attention: str = "causal",
+        positions: str = "linear",
+        grid_sections: list[int] | None = None,
+        pre_layers: int = 0,
+        pre_layers_init: str = "identity",
     ) -> None:
         super().__init__(
             hidden_size=hidden_size,
@@ -141,6 +170,10 @@ class Qwen3(Decoder):
             o_bias=attention_bias,
             qk_norm=True,
             attention=attention,
+            positions=positions,
+            grid_sections=grid_sections,
+            pre_layers=pre_layers,
+            pre_layers_init=pre_layers_init,
         )
 
     @classmethod
@@ -149,3 +182,6 @@ class Qwen3(Decoder):
         refuse_sliding_window(config)
         config = {"head_dim": 128} | config  # the default of the official class
         return size_arguments(config) | rope_arguments(config) | {"attention_bias": config.get("attention_bias", False)}
+
+    def hf_config(self) -> dict[str, Any]:
+        return super().hf_config() | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}

@@ -4,6 +4,7 @@ d head_dim; the frequencies of one head are [d / 2], its angles [d].
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,8 +83,14 @@ class Rope:
     def changes_with_length(self, length: int) -> bool:
         return self.scaling == "dynamic" and length > self.max_positions
 
-    def angles(self, positions: Tensor, lengths: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    def angles(
+        self, positions: Tensor, lengths: Tensor, head_dim: int, sections: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """cos, sin [..., head_dim] in fp32 for integer positions [...] of rows of `lengths` tokens (broadcast).
+
+        With `sections` a position is three numbers [3, ...]: time, row, column. The first sections[0] frequencies turn
+        with the time, the next with the row, the last with the column (Qwen2-VL, arXiv 2409.12191 section 2.1); where
+        the three are alike, as in text, the angles are those of one number to the last bit.
 
         Dynamic NTK is computed afresh from the row's length:
         base' = base * (factor * length / max - (factor - 1)) ^ (d / (d - 2)).
@@ -95,7 +102,10 @@ class Rope:
             base = base * ratio.clamp(min=1)[..., None] ** (head_dim / (head_dim - 2))
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         frequencies = self._scaled(1.0 / (base**exponents), head_dim)
-        angles = positions.to(torch.float32)[..., None] * frequencies
+        turns = positions.to(torch.float32)[..., None]
+        if sections is not None:
+            turns = torch.cat([axis.expand(*axis.shape[:-1], n) for axis, n in zip(turns, sections, strict=True)], -1)
+        angles = turns * frequencies
         angles = torch.cat([angles, angles], dim=-1)
         scale = self._attention_factor()
         return angles.cos() * scale, angles.sin() * scale
@@ -132,6 +142,9 @@ class Rope:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates halves (not interleaved pairs): x [..., head_dim]."""
+    """Rotates halves (not interleaved pairs): x [..., head_dim]. Narrower angles turn the first dimensions alone."""
+    turning = cos.shape[-1]
+    if turning < x.shape[-1]:
+        return torch.cat([rotate(x[..., :turning], cos, sin), x[..., turning:]], dim=-1)
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-high, low], dim=-1) * sin

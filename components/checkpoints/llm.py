@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from components.backbones.decoder import Decoder
+from components.backbones.gemma import Gemma
 from components.backbones.internlm2 import InternLM2
 from components.backbones.llama import Llama
+from components.backbones.persimmon import Persimmon
 from components.backbones.qwen import Qwen2, Qwen3
-from components.backbones.rope import OPTIONS
 from components.routers.modality import SharedRouter
 from mmframe import registry
 from mmframe.checkpoints import CheckpointFormat, Config, Parts
@@ -18,13 +19,6 @@ from mmframe.errors import UserError, suggest
 from mmframe.processing import ChatProcessor
 from mmframe.registry import place, register
 from mmframe.tokenizer_files import chat_template, tokenizer_spec
-
-ARCHITECTURES = {
-    "internlm2": "InternLM2ForCausalLM",
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 def backbones() -> dict[str, Any]:
@@ -50,39 +44,17 @@ def backbone_config(backbone: Backbone) -> Config:
     """The official config of a backbone, read off its modules.
 
     Raises:
-        UserError: no decoder of the Llama family, or one that official code would run differently.
+        UserError: no decoder with an official text model, or one that official code would run differently.
     """
     if not isinstance(backbone, Decoder):
         raise UserError(f"{type(backbone).__name__} has no official layout")
-    if backbone.attention != "causal":
-        raise UserError(f"official code has no attention={backbone.attention}")
-    layer, rope = backbone.layers[0], backbone.rotary
-    model_type = (type(backbone).model_types or ("llama",))[0]
-    scaling = None
-    if rope.scaling != "none":
-        options = {key: getattr(rope, key) for key in OPTIONS[rope.scaling] if getattr(rope, key) is not None}
-        kind = {"type": rope.scaling} if model_type == "internlm2" else {"rope_type": rope.scaling}
-        scaling = {**kind, "factor": rope.factor, **options}
-    bias = layer.q["text"].bias is not None  # type: ignore[index, union-attr]
-    own: Config = {"bias": bias} if model_type == "internlm2" else {"head_dim": backbone.head_dim}
-    if model_type in ("llama", "qwen3"):
-        own["attention_bias"] = bias
-    return own | {
-        "architectures": [ARCHITECTURES[model_type]],
-        "model_type": model_type,
-        "hidden_act": "silu",
-        "hidden_size": backbone.hidden_size,
-        "intermediate_size": layer.ffn["text"].gate.out_features,  # type: ignore[index, union-attr]
-        "num_hidden_layers": backbone.num_layers,
-        "num_attention_heads": backbone.num_heads,
-        "num_key_value_heads": backbone.kv_heads,
-        "vocab_size": backbone.vocab_size,
-        "max_position_embeddings": rope.max_positions,
-        "rms_norm_eps": backbone.norm.eps,
-        "rope_theta": rope.theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": backbone.output is None,
-    }
+    attention = type(backbone).official_attention
+    official = {"attention": attention, "positions": ("linear",), "pre_layers": (0,)}
+    given = backbone.spec["init_args"]
+    changed = [f"{name}={given[name]}" for name, usual in official.items() if given.get(name, usual[0]) not in usual]
+    if changed:
+        raise UserError(f"official code has no {', '.join(changed)}")
+    return backbone.hf_config()
 
 
 def token_ids(processor: ChatProcessor | None) -> Config:
@@ -100,13 +72,15 @@ def spec(cls: type, **init_args: Any) -> dict[str, Any]:
 
 @register("checkpoint")
 class TextLLM(CheckpointFormat):
-    """A text LLM as Hugging Face has it: InternLM2, Llama, Qwen2, Qwen3, and any backbone with `model_types`."""
+    """A text LLM as Hugging Face has it: InternLM2, Llama, Qwen2, Qwen3, Persimmon, any with `model_types`."""
 
     @classmethod
     def toy_models(cls) -> list[Parts]:
         sizes = dict(hidden_size=32, num_layers=2, num_heads=4, kv_heads=2, intermediate_size=48, vocab_size=64)
         scaled = dict(rope_scaling="dynamic", rope_factor=2.0, max_positions=4)
         llama3 = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=4)
+        gemma = sizes | dict(num_layers=3, head_dim=8, global_head_dim=16, global_every=2, window=4)
+        heads = {key: size for key, size in sizes.items() if key != "kv_heads"}
         made = [
             spec(InternLM2, **sizes, bias=True, **scaled),
             spec(InternLM2, **sizes, rope_scaling="none", rope_theta=100.0),
@@ -114,6 +88,10 @@ class TextLLM(CheckpointFormat):
             spec(Llama, **sizes, norm_eps=1e-1, head_dim=12, rope_scaling="llama3", rope_options=llama3),
             spec(Qwen2, **sizes, rope_scaling="yarn", rope_factor=2.0, max_positions=4),
             spec(Qwen3, **sizes, head_dim=12, tied_head=False),
+            spec(Persimmon, **heads, rope_scaling="linear", rope_factor=4.0, partial_rotary=0.25),
+            spec(Gemma, **gemma, global_kv_heads=1, logit_cap=5.0, rope_theta=77.0, attention="causal"),
+            spec(Gemma, **gemma, global_kv_heads=2, values_from_keys=False, tied_head=False, global_rotary=0.5),
+            spec(Persimmon, **heads, qk_norm=False, tied_head=True, norm_eps=1e-2, rope_theta=77.0),
         ]
         return [{"backbone": backbone, "patch_embedder": None, "router": spec(SharedRouter)} for backbone in made]
 

@@ -48,6 +48,7 @@ def prompts_of(sample: Sample, tokenizer: Tokenizer) -> list[Prompt]:
             tile_row=sample.tile_row[keep],
             tile_column=sample.tile_column[keep],
             tiles=sample.tiles[tiles.long()],
+            prefix=sample.prefix[keep],
             key=sample.key if len(starts) == 1 else f"{sample.key}#{number}",
         )
         text = tokenizer.decode(sample.ids[keep & ~is_slot].tolist()).strip()

@@ -15,6 +15,7 @@ from mmframe.batch import IGNORE, Sample, joined_tiles
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.prefix import in_front_of
 
 if TYPE_CHECKING:
     from mmframe.processing.chat import ChatProcessor
@@ -121,6 +122,7 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         # The token at i + 1 is the label at i, within a branch; a branch begins with a question, never an answer.
         learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1]) & (docs[1:] == docs[:-1])
         labels[:-1][learnt] = ids[1:][learnt]
+    answers, docs_T, branches_T = (torch.from_numpy(x) for x in (supervised == 1, docs, branches))
     before = np.repeat(count.cumsum() - count, count)
     slots = np.flatnonzero(blocks >= 0)
     tile_tokens = [tokens for row in rows for tokens in row.tile_tokens]
@@ -140,6 +142,7 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         tile_index=torch.from_numpy(tile_index),
         tile_row=torch.from_numpy(tile_row),
         tile_column=torch.from_numpy(tile_column),
+        prefix=in_front_of(answers, docs_T, branches_T),
         tiles=tiles,
         image_tiles=tuple(count for row in rows for count in row.image_tiles),
         num_records=len(rows),

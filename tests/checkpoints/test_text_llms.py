@@ -45,6 +45,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             )
         ),
     ),
+    "persimmon": ("Persimmon", dict(qk_layernorm=True, layer_norm_eps=1e-2)),
+    "gemma": (
+        "Gemma4Unified",
+        dict(
+            head_dim=8,
+            global_head_dim=16,
+            num_global_key_value_heads=1,
+            attention_k_eq_v=True,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=5,
+            final_logit_softcapping=10.0,
+        ),
+    ),
     "qwen2": ("Qwen2", dict()),
     "qwen2_tied": ("Qwen2", dict(tie_word_embeddings=True, use_sliding_window=False)),
     "qwen3": ("Qwen3", dict(head_dim=12)),
@@ -60,7 +73,8 @@ def transformers() -> Any:
 def saved(transformers: Any, name: str, folder: Path) -> Any:
     """A random model of transformers, saved; its biases and norms are random too."""
     family, changes = CASES[name]
-    config = getattr(transformers, f"{family}Config")(**(SIZES | changes))
+    text = "Text" if family == "Gemma4Unified" else ""
+    config = getattr(transformers, f"{family}{text}Config")(**(SIZES | changes))
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
@@ -83,7 +97,7 @@ def test_logits_equal_transformers(name: str, transformers: Any, tmp_path: Path)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama3", "qwen2_tied", "qwen3"])
+@pytest.mark.parametrize("name", ["llama3", "qwen2_tied", "qwen3", "persimmon", "gemma"])
 def test_an_export_is_read_by_transformers_and_is_bit_equal(name: str, transformers: Any, tmp_path: Path) -> None:
     theirs = saved(transformers, name, tmp_path / "src")
     assert run("import", tmp_path / "src", tmp_path / "ours") == 0

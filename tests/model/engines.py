@@ -23,9 +23,10 @@ length."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
 
 
-def make_net(attention: str = "causal", long: bool = False, context: int = 4096) -> MultimodalLM:
+def make_net(attention: str = "causal", long: bool = False, context: int = 4096, **options: Any) -> MultimodalLM:
     """Distinct experts at q, k, v and ffn. What is not in LETTERS gets a logit of 0, which hardly ever wins."""
-    backbone = tiny_internlm2(vocab_size=VOCAB, attention=attention, max_positions=LONG if long else context)
+    trained = LONG if long else context
+    backbone = tiny_internlm2(vocab_size=VOCAB, attention=attention, max_positions=trained, **options)
     net = tiny_net(QKV_FFN, backbone=backbone, distinct=True)
     mute = torch.ones(VOCAB, dtype=torch.bool)
     mute[list(LETTERS.encode())] = False

@@ -32,8 +32,8 @@ MASKS = pytest.mark.parametrize("attention", ["causal", "image_bidirectional"])
 CLOSE: dict[str, Any] = dict(atol=2e-5, rtol=1e-5)
 
 
-def make(attention: str = "causal", sites: dict[str, str] | None = None) -> MultimodalLM:
-    return tiny_net(sites or QKV_FFN, backbone=tiny_llama(attention=attention), distinct=True)
+def make(attention: str = "causal", sites: dict[str, str] | None = None, **options: Any) -> MultimodalLM:
+    return tiny_net(sites or QKV_FFN, backbone=tiny_llama(attention=attention, **options), distinct=True)
 
 
 def cut(sample: Sample, first: int, end: int) -> Sample:
@@ -275,6 +275,7 @@ def row_with(sample: Sample, ids: list[int]) -> Sample:
         positions=grow(sample.positions, list(range(start, start + len(ids)))),
         docs=grow(sample.docs, 0),
         branches=grow(sample.branches, 0),
+        prefix=grow(sample.prefix, False),
         **{name: grow(getattr(sample, name), -1) for name in ("blocks", "tile_index", "tile_row", "tile_column")},
     )
 

@@ -190,10 +190,13 @@ def test_a_prompt_in_pieces_equals_the_prompt_at_once(attention: str, long: bool
 
 def test_pieces_may_end_inside_a_picture_unless_its_slots_need_one_another() -> None:
     sample = row("ttt[ii]ttt[i]tttttttt")  # slots 4..11 and 17..20 of 30 tokens
-    assert piece_ends(sample, 6, whole_images=False) == [6, 12, 18, 24, 30]
-    assert piece_ends(sample, 6, whole_images=True) == [4, 12, 17, 23, 29, 30]
-    assert piece_ends(sample, 100, whole_images=True) == [30]
-    assert piece_ends(row("iii"), 5, whole_images=True) == [12]
+    assert piece_ends(sample, 6, "causal") == [6, 12, 18, 24, 30]
+    assert piece_ends(sample, 6, "image_bidirectional") == [4, 12, 17, 23, 29, 30]
+    assert piece_ends(sample, 100, "image_bidirectional") == [30]
+    assert piece_ends(row("iii"), 5, "image_bidirectional") == [12]
+    prompt = row("t[i]tttTTTttttTTt")  # 10 tokens in front of the first answer
+    assert piece_ends(prompt, 4, "prefix") == [10, 14, 18, 20]
+    assert piece_ends(row("tttttt|tttt"), 4, "prefix") == [6, 10]
 
 
 def test_a_chunk_bounds_the_tokens_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 
 from components.backbones import decoder
 from components.backbones.internlm2 import InternLM2
+from components.backbones.rope import Rope
 from components.freezing import delta_tuning
 from components.routers.modality import ModalityRouter
 from mmframe import batch as batch_file
@@ -31,7 +32,14 @@ from mmframe.module import MultimodalModule
 from mmframe.optim import MasterAdamW
 from mmframe.plan import Plan
 from tests.helpers import QKV_FFN, row
-from tests.model import test_attention, test_packing, test_reference, test_routing, test_training_promises
+from tests.model import (
+    test_attention,
+    test_geometry,
+    test_packing,
+    test_reference,
+    test_routing,
+    test_training_promises,
+)
 
 Patch = pytest.MonkeyPatch
 PACK = "tTTtt|t[i]tTT|tttTTT"
@@ -153,6 +161,48 @@ def branches_weigh_as_one_sample(patch: Patch) -> None:
     patch.setattr(Batch, "collate", collate)
 
 
+def prompt_one_token_too_long(patch: Patch) -> None:
+    """The first token of the answer counts as part of the prompt."""
+    sound = batch_file.in_front_of
+
+    def longer(*columns: Tensor) -> Tensor:
+        inside = sound(*columns)
+        return inside | inside.roll(1)
+
+    patch.setattr(batch_file, "in_front_of", longer)
+
+
+def prefix_mask_is_causal(patch: Patch) -> None:
+    """The prompt sees its past alone."""
+    sound = layout_file.may_attend
+    patch.setattr(layout_file, "may_attend", lambda *args: sound(*args[:-1], "causal"))
+
+
+def text_goes_on_after_the_number_of_slots(patch: Patch) -> None:
+    """Behind an image, linear positions; within it, its grid."""
+    sound = layout_file.rotary_positions
+
+    def positions(facts: Tensor, kind: str) -> Tensor:
+        return torch.where(facts[2] >= 0, sound(facts, kind), facts[3])
+
+    patch.setattr(layout_file, "rotary_positions", positions)
+
+
+def next_token_ignores_the_grid(patch: Patch) -> None:
+    """A decoding step takes the next time, not the place behind the tile."""
+    patch.setattr(layout_file, "next_positions", lambda positions, kind: positions + 1)
+
+
+def rows_for_columns(patch: Patch) -> None:
+    """Row and column of a slot change places."""
+    sound = Rope.angles
+
+    def angles(self: Rope, positions: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        return sound(self, positions[[0, 2, 1]] if len(positions) == 3 else positions, *args)
+
+    patch.setattr(Rope, "angles", angles)
+
+
 def wqkv_read_as_blocks(patch: Patch) -> None:
     """All queries, then all keys, then all values: it loads without an error."""
 
@@ -231,6 +281,22 @@ def single_slot(folder: Path) -> None:
     test_attention.test_a_piece_of_a_single_slot_goes_to_the_visual_expert()
 
 
+def prompts_seen(folder: Path) -> None:
+    test_geometry.check_prefix("t[i]ttTTtTT")
+
+
+def grid_pieces(folder: Path) -> None:
+    test_geometry.check_pieces(test_attention.make(positions="grid"))
+
+
+def grid_steps(folder: Path) -> None:
+    test_geometry.check_steps(test_attention.make(positions="grid"))
+
+
+def grid_places(folder: Path) -> None:
+    test_geometry.check_places()
+
+
 def reference_logits(folder: Path) -> None:
     test_reference.check_one_image_logits()
 
@@ -260,6 +326,12 @@ CAUGHT_BY: list[tuple[Callable[[Patch], None], Check]] = [
     (documents_see_one_another, packed),
     (padding_of_a_neighbour, poisoned_documents),
     (branches_weigh_as_one_sample, weights_of_tokens),
+    (prompt_one_token_too_long, prompts_seen),
+    (prefix_mask_is_causal, prompts_seen),
+    (explicit_mask_off_by_one, prompts_seen),
+    (text_goes_on_after_the_number_of_slots, grid_pieces),
+    (next_token_ignores_the_grid, grid_steps),
+    (rows_for_columns, grid_places),
     (wqkv_read_as_blocks, reference_logits),
     (one_token_means_text, single_slot),
     (mean_of_micro_batch_means, split),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from components.backbones.decoder import Decoder
 from components.backbones.internlm2 import InternLM2
 from components.backbones.llama import Llama, SmolLM2
+from components.backbones.persimmon import Persimmon
 from components.backbones.qwen import Qwen2, Qwen3
 from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe.batch import Batch, Sample
@@ -21,7 +24,7 @@ from mmframe.model import MultimodalLM
 from mmframe.weights import load_weights
 from tests.helpers import QKV_FFN, all_logits, batch, roughen, row, tiny_embedder, tiny_internlm2, tiny_llama
 
-OURS: dict[str, type[Decoder]] = {"Llama": Llama, "Qwen2": Qwen2, "Qwen3": Qwen3}
+OURS: dict[str, type[Decoder]] = {"Llama": Llama, "Mistral": Llama, "Qwen2": Qwen2, "Qwen3": Qwen3}
 SIZES: dict[str, Any] = dict(
     hidden_size=48,
     num_hidden_layers=3,
@@ -62,6 +65,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "yarn", factor=4.0, beta_fast=4.0, beta_slow=0.5, attention_factor=0.7, original_max_position_embeddings=64
         ),
     ),
+    "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen2, yarn": ("Qwen2", YARN | {"tie_word_embeddings": True}),
     "qwen2, window switched off": ("Qwen2", {"use_sliding_window": False, "sliding_window": 8}),
@@ -283,6 +287,25 @@ def test_full_sizes_are_the_published_ones() -> None:
     assert counts == {"Qwen2": 494_032_768, "Qwen3": 596_049_920}
 
 
+FAMILIES: dict[str, tuple[Callable[[], Decoder], int]] = {
+    "Vicuna-7B (EVE)": (partial(Llama, 4096, 32, 32, 32, 11008, 32000, tied_head=False), 6_738_415_616),
+    "Mistral-7B (SOLO)": (partial(Llama, 4096, 32, 32, 8, 14336, 32000, tied_head=False), 7_241_732_096),
+    "Mistral-7B-v0.3 (SAIL)": (partial(Llama, 4096, 32, 32, 8, 14336, 32768, tied_head=False), 7_248_023_552),
+    "InternLM2-1.8B (HoVLE)": (partial(InternLM2, vocab_size=92544), 1_889_110_016),
+    "Qwen2.5-7B (EVEv2, VoRA, BREEN)": (partial(Qwen2, 3584, 28, 28, 4, 18944, 152064, tied_head=False), 7_615_616_512),
+    "Qwen3-1.7B (NEO)": (partial(Qwen3, 2048, 28, 16, 8, 6144), 1_720_574_976),
+    "Qwen3-8B (NEO)": (partial(Qwen3, 4096, 36, 32, 8, 12288, tied_head=False), 8_190_735_360),
+    "Fuyu-8B without its embedder": (Persimmon, 9_408_238_592 - 2700 * 4096 - 4096),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_backbones_of_other_families_have_their_published_size(name: str) -> None:
+    build, count = FAMILIES[name]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build().parameters()) == count
+
+
 def refusal(**changes: Any) -> dict[str, Any]:
     return SIZES | {"rope_theta": 10000.0} | changes
 
@@ -308,6 +331,7 @@ REFUSED: dict[str, tuple[type[Decoder], dict[str, Any], str]] = {
         refusal(use_sliding_window=True, sliding_window=8, max_window_layers=1),
         "sliding_window=8 is used from layer 1 of 3",
     ),
+    "window of Mistral 0.1": (Llama, refusal(model_type="mistral", sliding_window=4096), "sliding_window=4096"),
     "window by layer": (
         Qwen3,
         refusal(layer_types=["full_attention", "sliding_attention", "full_attention"]),
