@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm", "q_norm", "k_norm")
 """Names of sites. A backbone has those that its sites() yields; q_norm and k_norm only where q and k have norms."""
+SITE_GROUPS = {"qk_norm": ("q_norm", "k_norm")}
+"""Short names for several sites."""
 
 
 class Component:
@@ -179,11 +181,14 @@ class TrainableGroup:
         match: Shell-style patterns of parameter names, e.g. ``backbone.layers.*.ffn.visual.*``.
         lr: Peak learning rate.
         weight_decay: Overrides the optimisation's weight decay; None keeps it.
+        layers: Layers of the backbone that the patterns may hit: ``all``, ``0-11``, ``-4--1``, ``0-3,8-11``. Names
+            outside of the layers (patch embedder, head) are not concerned.
     """
 
     match: Sequence[str]
     lr: float
     weight_decay: float | None = None
+    layers: str = "all"
 
 
 class FreezingPolicy(Component, ABC):
@@ -239,6 +244,7 @@ def check_fp16(precision: torch.dtype | str) -> None:
 
 __all__ = [
     "SITES",
+    "SITE_GROUPS",
     "Adapter",
     "Backbone",
     "Component",

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from components.adapters.gated import GatedBranch
 from components.adapters.lora import LoRA
 from components.backbones.internlm2 import InternLM2
 from components.patch_embedders.mono import MonoPatchEmbedder
@@ -60,8 +61,8 @@ CONTRACTS = {
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
 """Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
-NEEDS_ADAPTER = {"LoRAParameters"}
-"""Freezing policies for a model with an adapter."""
+NEEDS_ADAPTER = {"LoRAParameters": LoRA, "GatedBranchParameters": GatedBranch}
+"""Freezing policies for a model with an adapter, and the adapter."""
 
 
 def every(kind: str, sized: bool = True) -> pytest.MarkDecorator:
@@ -344,7 +345,7 @@ def test_text_only_batches_reach_every_expert_with_a_gradient(cls: type) -> None
 def test_policy_fits_models_with_and_without_experts(cls: type, sites: dict[str, str]) -> None:
     net = tiny_net(sites)
     if cls.__name__ in NEEDS_ADAPTER:
-        LoRA().install(net)
+        NEEDS_ADAPTER[cls.__name__]().install(net)
     groups = make(cls).groups(net.router.experts)
     report = freeze(net, groups)
     trainable = {name for name, p in net.named_parameters() if p.requires_grad}

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from components.adapters.lora import LoRA, LoRALinear, adapted
+from components.adapters.linear import adapted
+from components.adapters.lora import LoRA, LoRALinear
+from components.freezing.additions import LoRAParameters
 from components.freezing.delta_tuning import Everything, VisualParameters
-from components.freezing.lora import LoRAParameters
 from components.routers.modality import ModalityRouter
 from mmframe import registry
 from mmframe.contracts import Adapter, FreezingPolicy
