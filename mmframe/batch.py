@@ -14,7 +14,7 @@ from mmframe.kinds import TokenKind
 
 IGNORE = -100
 """Label of a position that is not supervised."""
-COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks")
+COLUMNS = ("ids", "kinds", "labels", "positions", "docs", "branches", "blocks", "tile_index", "tile_row", "tile_column")
 """What a row says of each of its tokens. None holds floats, so that a trainer that casts its batches (bf16-true) rounds
 pixels and nothing else."""
 
@@ -25,13 +25,18 @@ class Sample:
 
     Every tensor has length t (tokens of the row).
 
-    ids        int64; at IMAGE slots any valid id (the embedding is replaced)
+    A slot is a place that the patch embedder fills: an image's tokens, and what it adds to them (row ends, queries).
+
+    ids        int64; at slots any valid id (the embedding is replaced)
     kinds      int8, TokenKind
     labels     int64, already shifted: labels[i] is the token to predict AT position i, or IGNORE
     positions  int64, rotary positions; restart at 0 for each document; a branch goes on from its trunk's end
     docs       int32, document in the row (packing), never falling; documents never see one another
     branches   int32, 0 = trunk, seen by all; k > 0 = branch k, seen only by itself (questions that share an image)
-    blocks     int32, index of the image in the row, counting from 0, for IMAGE slots (and its queries); -1 elsewhere
+    blocks     int32, index of the image in the row, counting from 0, at its slots; -1 elsewhere
+    tile_index   int32, index of the tile in the row, counting from 0, at its slots; -1 elsewhere
+    tile_row     int32, row of the slot in its tile's grid; -1 elsewhere, and at slots without a place
+    tile_column  int32, column of the slot in its tile's grid; a row end's is the one after the last
     tiles      [n, 3, h, w], pixels of all images of the row, in order: float32, normalised; or uint8, as they were cut,
                to be normalised on the device (a quarter of the bytes to move)
     image_tiles  number of tiles of each image
@@ -47,6 +52,9 @@ class Sample:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
+    tile_index: Tensor
+    tile_row: Tensor
+    tile_column: Tensor
     tiles: Tensor
     image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
@@ -59,19 +67,17 @@ class Sample:
     def packed(cls, samples: Sequence[Sample]) -> Sample:
         """One row of several samples, each a document of its own; a row without tokens if there are none."""
         parts = list(samples) or [cls.from_ids([])]
-        images = [int(s.blocks.max()) + 1 if len(s) else 0 for s in parts]
-        blocks = [torch.where(s.blocks >= 0, s.blocks + sum(images[:n]), -1) for n, s in enumerate(parts)]
+        columns = {name: [getattr(s, name) for s in parts] for name in COLUMNS}
+        columns["docs"] = [torch.full_like(s.docs, n) for n, s in enumerate(parts)]
+        for name in ("blocks", "tile_index"):
+            columns[name] = _counted_on(columns[name])
         return cls(
             key=", ".join(s.key for s in parts),
-            docs=torch.cat([torch.full_like(s.docs, n) for n, s in enumerate(parts)]),
-            blocks=torch.cat(blocks),
             tiles=joined_tiles([s.tiles for s in parts]),
             image_tiles=tuple(count for s in parts for count in s.image_tiles),
             left_out=tuple(bad for s in parts for bad in s.left_out),
             num_records=sum(s.num_records for s in parts),
-            **{
-                name: torch.cat([getattr(s, name) for s in parts]) for name in COLUMNS if name not in ("docs", "blocks")
-            },
+            **{name: torch.cat(column) for name, column in columns.items()},
         )
 
     @classmethod
@@ -85,13 +91,17 @@ class Sample:
         docs: Sequence[int] | Tensor | None = None,
         branches: Sequence[int] | Tensor | None = None,
         blocks: Sequence[int] | Tensor | None = None,
+        tile_index: Sequence[int] | Tensor | None = None,
+        tile_row: Sequence[int] | Tensor | None = None,
+        tile_column: Sequence[int] | Tensor | None = None,
         tiles: Tensor | None = None,
         image_tiles: tuple[int, ...] = (),
         key: str = "",
     ) -> Sample:
         """A row from token ids; what is left out is one text document without labels.
 
-        `blocks` defaults to one image per unbroken run of IMAGE slots.
+        `blocks` defaults to one image per unbroken run of IMAGE slots, `tile_index` to an equal share of the slots for
+        each of `tiles` (without tiles, or where they do not divide: an image is one tile), places to none.
         """
         ids_t = torch.as_tensor(ids, dtype=torch.int64)
         t = ids_t.numel()
@@ -110,7 +120,18 @@ class Sample:
             starts = is_image & ~torch.cat([torch.zeros(1, dtype=torch.bool), is_image[:-1]])[:t]
             return torch.where(is_image, starts.cumsum(0) - 1, -1)
 
+        def shares() -> Tensor:
+            is_slot = blocks_t >= 0
+            slots, count = int(is_slot.sum()), 0 if tiles is None else tiles.shape[0]
+            if not count or slots % count:
+                return blocks_t
+            return torch.where(is_slot, (is_slot.cumsum(0) - 1) // max(1, slots // count), -1)
+
+        def nowhere() -> Tensor:
+            return torch.full((t,), -1)
+
         kinds_t = column(kinds, lambda: torch.full((t,), TokenKind.TEXT), torch.int8)
+        blocks_t = column(blocks, runs, torch.int32)
         return cls(
             key=key,
             ids=ids_t,
@@ -119,7 +140,10 @@ class Sample:
             positions=column(positions, lambda: torch.arange(t), torch.int64),
             docs=column(docs, zeros, torch.int32),
             branches=column(branches, zeros, torch.int32),
-            blocks=column(blocks, runs, torch.int32),
+            blocks=blocks_t,
+            tile_index=column(tile_index, shares, torch.int32),
+            tile_row=column(tile_row, nowhere, torch.int32),
+            tile_column=column(tile_column, nowhere, torch.int32),
             tiles=torch.zeros(0, 3, 1, 1) if tiles is None else tiles,
             image_tiles=image_tiles,
         )
@@ -139,7 +163,7 @@ class Batch:
     supervised         int64 [S], host-made indices of the supervised tokens
     supervised_counts  int64 [S], host-made: how many tokens are supervised in the same branch of the same document:
                        questions that share an image are samples of their own
-    image_slots        int64 [N], host-made indices of the IMAGE slots
+    image_slots        int64 [N], host-made indices of the slots, which the patch embedder fills
     """
 
     ids: Tensor
@@ -149,6 +173,9 @@ class Batch:
     docs: Tensor
     branches: Tensor
     blocks: Tensor
+    tile_index: Tensor
+    tile_row: Tensor
+    tile_column: Tensor
     tiles: Tensor
     row_lengths: tuple[int, ...]
     row_tiles: tuple[int, ...]
@@ -206,7 +233,7 @@ class Batch:
             doc_images=has(columns["blocks"] >= 0),
             supervised=supervised,
             supervised_counts=sample_S.bincount()[sample_S],
-            image_slots=(columns["kinds"] == TokenKind.IMAGE).nonzero().flatten(),
+            image_slots=(columns["blocks"] >= 0).nonzero().flatten(),
             keys=tuple(s.key for s in samples),
             image_tiles=tuple(count for s in samples for count in s.image_tiles),
             left_out=tuple(bad for s in samples for bad in s.left_out),
@@ -231,6 +258,12 @@ def joined_tiles(parts: Sequence[Tensor]) -> Tensor:
     """All tiles one after another; what is the only one is not copied: tiles are nearly all bytes of a batch."""
     filled = [tiles for tiles in parts if tiles.shape[0]]
     return torch.cat(filled) if len(filled) > 1 else filled[0] if filled else torch.zeros(0, 3, 1, 1)
+
+
+def _counted_on(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers of each part (from 0; -1: none) go on where those of the part before it end."""
+    counts = [int(part.max()) + 1 if len(part) else 0 for part in parts]
+    return [torch.where(part >= 0, part + sum(counts[:n]), -1) for n, part in enumerate(parts)]
 
 
 def _documents(samples: Sequence[Sample], docs_T: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
+from mmframe.tile_tokens import described, grid_places
 
 if TYPE_CHECKING:
     from mmframe.batch import Batch
@@ -115,9 +117,36 @@ class PatchEmbedder(Component, nn.Module, ABC):
             UserError: the size cannot be cut into whole tokens; says which multiple is needed.
         """
 
+    def kinds(self, height: int, width: int) -> Tensor:
+        """What each token of such a tile is: int8 [num_tokens], in the order in which `forward` writes them.
+
+        By default all are IMAGE. Row ends and class tokens are BOUNDARY, learnable queries QUERY.
+        """
+        return torch.full((self.num_tokens(height, width),), TokenKind.IMAGE, dtype=torch.int8, device="cpu")
+
+    def places(self, height: int, width: int) -> Tensor:
+        """Row and column of each token in its tile's grid: int32 [num_tokens, 2], in the order of `forward`.
+
+        A row end has its row and the column after the last; what has no place (queries, class tokens) has (-1, -1).
+        By default a plain grid of square cells, row by row.
+        """
+        count = self.num_tokens(height, width)
+        rows = round((count * height / width) ** 0.5)
+        assert rows and rows * (count // rows) == count and rows * width == count // rows * height, (
+            f"{type(self).__name__}: {count} tokens are no grid of square cells; say their places"
+        )
+        return grid_places(rows, count // rows)
+
+    def tile_tokens(self, height: int, width: int) -> np.ndarray:
+        """Kind, row and column of each token of such a tile: int32 [3, num_tokens]. Remembered: rows are made of it."""
+        known: dict[tuple[int, int], np.ndarray] = vars(self).setdefault("_tile_tokens", {})
+        if (height, width) not in known:
+            known[height, width] = described(self.kinds(height, width), self.places(height, width))
+        return known[height, width]
+
     @abstractmethod
     def forward(self, tiles: Tensor) -> Tensor:
-        """Tiles [n, 3, h, w], normalised -> visual tokens [N, D], tile by tile, row-major.
+        """Tiles [n, 3, h, w], normalised -> visual tokens [N, D], tile by tile, as `kinds` and `places` say.
 
         An empty batch of tiles gives an empty result and zero (not missing) gradients.
         """

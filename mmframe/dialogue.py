@@ -184,6 +184,7 @@ def _rest(prompt: Sample, kept: int, tiles: Sequence[Tensor]) -> Sample:
     columns = {
         name: value[kept:] for name, value in vars(prompt).items() if isinstance(value, Tensor) and name != "tiles"
     }
-    blocks = columns["blocks"]
-    columns["blocks"] = torch.where(blocks >= 0, blocks - before, -1)
-    return replace(prompt, **columns, tiles=prompt.tiles[sum(len(t) for t in tiles[:before]) :])
+    first_tile = sum(len(t) for t in tiles[:before])
+    for name, gone in (("blocks", before), ("tile_index", first_tile)):
+        columns[name] = torch.where(columns[name] >= 0, columns[name] - gone, -1)
+    return replace(prompt, **columns, tiles=prompt.tiles[first_tile:])

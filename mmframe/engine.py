@@ -18,7 +18,6 @@ from mmframe.contracts import Backbone, check_fp16
 from mmframe.dialogue import Chat
 from mmframe.errors import UserError
 from mmframe.generation import StaticStep, Step, run_prompts
-from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
 from mmframe.sampling import RowSampler, SamplingParams, sample
@@ -66,7 +65,7 @@ class Answer:
         specials = processor.tokenizer.specials
         # markers are left out of the text, so a stop text that is one can only be met as an id
         self.stop_ids = {*processor.stop_ids, *(specials[text] for text in params.stop if text in specials)}
-        self.sampler = RowSampler(params, prompt.ids[prompt.kinds != TokenKind.IMAGE], vocab_size, device)
+        self.sampler = RowSampler(params, prompt.ids[prompt.blocks < 0], vocab_size, device)
         self.stream = TextStream(processor.tokenizer, params.stop)
         self.room = room
         self.ids: list[int] = []
@@ -194,7 +193,7 @@ class Engine:
                 raise UserError(f"{where} is empty; write a question or give an image")
             left = p.max_new_tokens if self.max_context is None else self.max_context - len(prompt)
             if left < 1:
-                slots = int((prompt.kinds == TokenKind.IMAGE).sum())
+                slots = int((prompt.blocks >= 0).sum())
                 raise UserError(
                     f"{where}: {len(prompt)} tokens, {slots} of them of images, leave no room for an answer in a "
                     f"context of {self.max_context}; shorten the text or take fewer tiles (max_tiles)"

@@ -9,9 +9,9 @@ class TokenKind(IntEnum):
     """Kind of one token position, stored as int8.
 
     TEXT      a word of the vocabulary (also role headers and end-of-turn tokens)
-    IMAGE     a slot that the patch embedder fills
-    BOUNDARY  a token that marks an image: <img>, </img>, a row or tile separator
-    QUERY     a learnable query appended to an image
+    IMAGE     what the patch embedder sees at a place of a tile
+    BOUNDARY  a token that marks an image: <img>, </img>, a row or tile separator, a class token
+    QUERY     a learnable query appended to a tile
     PAD       filler; never attended to, never supervised
     """
 

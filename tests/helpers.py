@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -98,10 +99,11 @@ def row(pattern: str, seed: int = 0, key: str | None = None, image_size: int = I
     """A row of random ids and pixels, one character a piece:
 
     t  text                 i  one tile; neighbours are tiles of one image    |  a new document
-    T  text, supervised     [ ] boundary tokens      q  query                 /  a new branch of the document
+    T  text, supervised     [ ] boundary tokens      q  a query of its image  /  a new branch of the document
     """
     generator = torch.Generator().manual_seed(seed)
     kinds, positions, docs, branches, blocks, targets = [], [], [], [], [], []
+    tile_row, tile_column, side = [], [], math.isqrt(per_tile)
     doc = branch = position = trunk_end = tiles = 0
     image = -1
     before = ""
@@ -121,6 +123,9 @@ def row(pattern: str, seed: int = 0, key: str | None = None, image_size: int = I
             docs += [doc] * count
             branches += [branch] * count
             blocks += [image if piece in "iq" else -1] * count
+            places = [divmod(place, side) for place in range(count)] if piece == "i" else [(-1, -1)] * count
+            tile_row += [place[0] for place in places]
+            tile_column += [place[1] for place in places]
             targets += [piece == "T"] * count
             position += count
         before = piece
@@ -134,6 +139,8 @@ def row(pattern: str, seed: int = 0, key: str | None = None, image_size: int = I
         branches=branches,
         blocks=blocks,
         labels=torch.where(is_target, ids.roll(-1), IGNORE),
+        tile_row=tile_row,
+        tile_column=tile_column,
         tiles=torch.randn(tiles, 3, image_size, image_size, generator=generator) if tiles else None,
         key=pattern if key is None else key,
     )

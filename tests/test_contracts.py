@@ -233,6 +233,30 @@ def test_patch_embedder_knows_its_number_of_tokens_without_running(cls: type) ->
 
 
 @every("patch_embedder")
+def test_patch_embedder_says_what_its_tokens_are(cls: type) -> None:
+    embedder = make(cls)
+    unit = smallest_square(embedder)
+    for height, width in ((unit * a, unit * b) for a, b in TILE_SIZES):
+        count, kinds, places = (f(height, width) for f in (embedder.num_tokens, embedder.kinds, embedder.places))
+        assert (kinds.dtype, kinds.shape) == (torch.int8, (count,))
+        assert (places.dtype, places.shape) == (torch.int32, (count, 2))
+        assert {int(kind) for kind in kinds} <= {TokenKind.IMAGE, TokenKind.BOUNDARY, TokenKind.QUERY}
+        cells, ends = places[kinds == TokenKind.IMAGE], places[kinds == TokenKind.BOUNDARY]
+        rows, columns = (int(size) + 1 for size in cells.amax(0))
+        assert rows * width == columns * height, "the grid has the shape of the tile"
+        assert cells.tolist() == [[row, column] for row in range(rows) for column in range(columns)], "row by row"
+        assert {tuple(end) for end in ends.tolist()} <= {(-1, -1), *((row, columns) for row in range(rows))}
+        assert (places[kinds == TokenKind.QUERY] == -1).all()
+        described = embedder.tile_tokens(height, width)
+        assert described is embedder.tile_tokens(height, width) and described.tolist() == [
+            kinds.tolist(),
+            *places.T.tolist(),
+        ]
+    with torch.device("meta"):
+        assert make(cls).tile_tokens(unit, unit).shape[0] == 3, "known on the host wherever the weights are"
+
+
+@every("patch_embedder")
 def test_patch_embedder_names_sizes_that_cannot_be_cut(cls: type) -> None:
     embedder = make(cls)
     unit = smallest_square(embedder)

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,11 @@ from mmframe.data.source import Source
 from mmframe.errors import UserError
 from mmframe.images import cut_tiles
 from mmframe.processing import ChatProcessor, SmolLM2Tokenizer
+from mmframe.tile_tokens import TileGeometry
 
 SIDE, TOKENS = 448, 256
 WORDS = "a photo of the small red old house tree river dog near under behind with two many bright people road".split()
-EMBEDDER: Any = SimpleNamespace(image_size=SIDE, num_tokens=lambda height, width: TOKENS)
+EMBEDDER: Any = TileGeometry.plain(SIDE, 16, 16)
 
 
 def make_shards(folder: Path, shards: int, samples: int) -> list[str]:

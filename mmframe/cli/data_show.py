@@ -93,12 +93,11 @@ def _is_data(word: str) -> bool:
 
 def _of_file(word: str, args: RunArguments) -> Any:
     """A mixture of one file or folder alone."""
-    from types import SimpleNamespace
-
     from mmframe import registry
     from mmframe.data.mixture import MixtureData
     from mmframe.loading import build
     from mmframe.processing import ChatProcessor
+    from mmframe.tile_tokens import TileGeometry
 
     registry.discover()
     path = Path(word).expanduser()
@@ -111,7 +110,7 @@ def _of_file(word: str, args: RunArguments) -> Any:
     source = readers[0](str(path))
     tokenizer = build({"class_path": registry.place(registry.get("tokenizer", "SmolLM2Tokenizer"))})
     processor = ChatProcessor(tokenizer, "chatml")
-    geometry: Any = SimpleNamespace(image_size=448, num_tokens=lambda height, width: 256)
+    geometry: Any = TileGeometry.plain(448, 16, 16)
     settings: dict[str, Any] = {"max_tokens": 8192, "packing": False, "max_bad_fraction": 1.0, "prompts": "describe"}
     for key, value in args.overrides:
         if key not in ("max_tiles", "prompts", "max_tokens"):

@@ -17,6 +17,7 @@ from mmframe.errors import UserError
 from mmframe.images import MAX_PIXELS, TileBuffer, TooManyPixels, count_tiles
 from mmframe.processing import ChatProcessor
 from mmframe.processing.row import PLACEHOLDER, Row, Tally
+from mmframe.tile_tokens import TileGeometry
 
 JPEG_QUALITY = (75, 100)
 
@@ -32,7 +33,8 @@ class Encoder:
 
     def __init__(self, processor: ChatProcessor, embedder: PatchEmbedder, max_pixels: int = MAX_PIXELS) -> None:
         self.processor, self.max_pixels = processor, max_pixels
-        self.embedder: Any = _Geometry(embedder)
+        side = embedder.image_size
+        self.embedder: Any = TileGeometry(side, embedder.tile_tokens(side, side))
 
     def measure(self, record: Record, max_tiles: int, prompt: str = "") -> Tally:
         """Tokens, image tokens, supervised tokens and tiles of the row that `encode` will make, from headers alone.
@@ -103,18 +105,6 @@ class Encoder:
     @staticmethod
     def _share(record: Record, max_tiles: int) -> int:
         return max(1, max_tiles // max(1, len(record.images)))
-
-
-class _Geometry:
-    """What of a patch embedder data needs, without its weights: loader processes get a copy."""
-
-    def __init__(self, embedder: PatchEmbedder) -> None:
-        self.image_size = embedder.image_size
-        self.per_tile = embedder.num_tokens(embedder.image_size, embedder.image_size)
-
-    def num_tokens(self, height: int, width: int) -> int:
-        assert height == width == self.image_size, "tiles are squares of the embedder's size"
-        return self.per_tile
 
 
 def _content(record: Record, prompt: str) -> Sequence[dict[str, str]] | Sequence[tuple[str, str]] | str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from mmframe.batch import IGNORE, Sample
-from mmframe.kinds import TokenKind
 from mmframe.processing import Tokenizer
 
 
@@ -33,22 +32,24 @@ def prompts_of(sample: Sample, tokenizer: Tokenizer) -> list[Prompt]:
     before = torch.cat([torch.zeros(1, dtype=torch.bool), supervised[:-1]])
     # the label at i is the token at i + 1, so the place where supervision begins is the last of the prompt
     starts = (supervised & ~before).nonzero().flatten().tolist()
-    is_image = sample.kinds == TokenKind.IMAGE
-    per_tile = int(is_image.sum()) // max(1, sample.tiles.shape[0])
-    tile_of = (is_image.cumsum(0) - 1) // max(1, per_tile)
+    is_slot = sample.blocks >= 0
     prompts = []
     for number, start in enumerate(starts, 1):
         in_branch = (sample.branches == 0) | (sample.branches == sample.branches[start])
         keep = in_branch & (sample.docs == sample.docs[start]) & (torch.arange(len(sample)) <= start)
         end = start + int((~supervised[start:]).nonzero().flatten()[0])
+        tiles, tile_index = sample.tile_index[keep & is_slot].unique(return_inverse=True)
         row = Sample.from_ids(
             sample.ids[keep],
             kinds=sample.kinds[keep],
             positions=sample.positions[keep],
             blocks=sample.blocks[keep],
-            tiles=sample.tiles[tile_of[keep & is_image].unique()],
+            tile_index=sample.tile_index[keep].masked_scatter(is_slot[keep], tile_index.int()),
+            tile_row=sample.tile_row[keep],
+            tile_column=sample.tile_column[keep],
+            tiles=sample.tiles[tiles.long()],
             key=sample.key if len(starts) == 1 else f"{sample.key}#{number}",
         )
-        text = tokenizer.decode(sample.ids[keep & ~is_image].tolist()).strip()
+        text = tokenizer.decode(sample.ids[keep & ~is_slot].tolist()).strip()
         prompts.append(Prompt(row, text, tokenizer.decode(sample.labels[start:end].tolist()).strip()))
     return prompts

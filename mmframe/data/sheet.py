@@ -76,10 +76,9 @@ def pieces(row: Sample, document: int, processor: ChatProcessor) -> list[Piece]:
 def _panels(row: Sample, processor: ChatProcessor, font: ImageFont.FreeTypeFont, most: int) -> Iterator[Image.Image]:
     keys = row.key.split(", ")
     tile = 0
-    per_tile = int((row.kinds == TokenKind.IMAGE).sum()) // max(1, row.tiles.shape[0])
     for document in row.docs.unique().tolist():
         here = row.docs == document
-        count = int((row.kinds[here] == TokenKind.IMAGE).sum()) // max(1, per_tile)
+        count = len(row.tile_index[here & (row.blocks >= 0)].unique())
         pictures = [_picture(row.tiles[n].numpy(), processor) for n in range(tile, tile + min(count, most))]
         tile += count
         supervised = int((row.labels[here] != IGNORE).sum())

@@ -34,6 +34,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     runs: list[tuple[int, ...]] = field(default_factory=list)  # count, first position, kind, supervised, branch, block
     tiles: list[Tensor] = field(default_factory=list)
+    tile_tokens: list[np.ndarray] = field(default_factory=list)  # of each tile: kinds, rows, columns of its slots
     branch: int = 0
     position: int = 0
     images_placed: int = 0
@@ -65,7 +66,9 @@ class Row:
             count, _, height, width = tiles.shape
             self.tiles.append(self.processor.normalize(tiles))
         self.image_tiles.append(count)  # type: ignore[arg-type]
-        slots = count * self.embedder.num_tokens(height, width)  # type: ignore[operator]
+        tokens = self.embedder.tile_tokens(height, width)
+        self.tile_tokens += [tokens] * count  # type: ignore[operator]
+        slots = count * tokens.shape[1]  # type: ignore[operator]
         self._add(self.processor.start_ids, TokenKind.BOUNDARY)
         self._add([self.processor.tokenizer.pad_id] * slots, TokenKind.IMAGE, block=index)
         self._add(self.processor.end_ids, TokenKind.BOUNDARY)
@@ -119,6 +122,12 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         learnt = (supervised[1:] == 1) & (branches[1:] == branches[:-1]) & (docs[1:] == docs[:-1])
         labels[:-1][learnt] = ids[1:][learnt]
     before = np.repeat(count.cumsum() - count, count)
+    slots = np.flatnonzero(blocks >= 0)
+    tile_tokens = [tokens for row in rows for tokens in row.tile_tokens]
+    tile_index, tile_row, tile_column = np.full((3, len(ids)), -1, dtype=np.int32)
+    if tile_tokens:  # the run of an image is cut no finer than here: what the embedder writes there
+        kinds[slots], tile_row[slots], tile_column[slots] = np.concatenate(tile_tokens, axis=1)
+        tile_index[slots] = np.repeat(np.arange(len(tile_tokens)), [tokens.shape[1] for tokens in tile_tokens])
     return Sample(
         key=", ".join(row.key for row in rows),
         ids=torch.from_numpy(ids),
@@ -128,6 +137,9 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         docs=torch.from_numpy(docs.astype(np.int32)),
         branches=torch.from_numpy(branches.astype(np.int32)),
         blocks=torch.from_numpy(np.where(blocks >= 0, blocks + images[docs], -1).astype(np.int32)),
+        tile_index=torch.from_numpy(tile_index),
+        tile_row=torch.from_numpy(tile_row),
+        tile_column=torch.from_numpy(tile_column),
         tiles=tiles,
         image_tiles=tuple(count for row in rows for count in row.image_tiles),
         num_records=len(rows),
@@ -148,5 +160,5 @@ class Tally(Row):
 
     def _add(self, ids: Sequence[int], kind: TokenKind, supervised: bool = False, block: int = -1) -> None:
         self.tokens += len(ids)
-        self.image_tokens += len(ids) if kind == TokenKind.IMAGE else 0
+        self.image_tokens += len(ids) if block >= 0 else 0
         self.supervised_tokens += len(ids) if supervised else 0

@@ -8,20 +8,20 @@ import io
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
 from mmframe.processing import INTERNVL_MARKERS, ByteTokenizer, ChatProcessor, Tokenizer
 from mmframe.processing.sentencepiece import CHAT_MARKERS
+from mmframe.tile_tokens import TileGeometry
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "reference"
 
 
 def embedder(image_size: int = 16, tokens: int = 4) -> Any:
     """Says how many slots a tile needs, and nothing else."""
-    return SimpleNamespace(image_size=image_size, num_tokens=lambda height, width: tokens)
+    return TileGeometry.plain(image_size, 1, tokens)
 
 
 def processor(template: str = "plain", **options: Any) -> ChatProcessor:

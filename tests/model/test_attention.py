@@ -39,13 +39,13 @@ def make(attention: str = "causal", sites: dict[str, str] | None = None) -> Mult
 def cut(sample: Sample, first: int, end: int) -> Sample:
     """Tokens first..end of a row with the tiles of its slots; images count from 0 again."""
     columns = {name: getattr(sample, name)[first:end] for name in COLUMNS}
-    blocks = columns["blocks"]
-    if bool((blocks >= 0).any()):
-        columns["blocks"] = torch.where(blocks >= 0, blocks - blocks[blocks >= 0].min(), -1)
-    is_slot = sample.kinds == TokenKind.IMAGE
-    per_tile = int(is_slot.sum()) // max(1, len(sample.tiles))
-    a, b = (int(is_slot[:n].sum()) // per_tile if per_tile else 0 for n in (first, end))
-    return Sample(key=sample.key, **columns, tiles=sample.tiles[a:b])
+    is_slot = columns["blocks"] >= 0
+    if not bool(is_slot.any()):
+        return Sample(key=sample.key, **columns, tiles=sample.tiles[:0])
+    tiles = columns["tile_index"][is_slot].unique().long()
+    for name in ("blocks", "tile_index"):
+        columns[name] = torch.where(is_slot, columns[name] - columns[name][is_slot].min(), -1)
+    return Sample(key=sample.key, **columns, tiles=sample.tiles[tiles])
 
 
 def in_chunks(net: MultimodalLM, sample: Sample, ends: list[int]) -> Tensor:
@@ -275,7 +275,7 @@ def row_with(sample: Sample, ids: list[int]) -> Sample:
         positions=grow(sample.positions, list(range(start, start + len(ids)))),
         docs=grow(sample.docs, 0),
         branches=grow(sample.branches, 0),
-        blocks=grow(sample.blocks, -1),
+        **{name: grow(getattr(sample, name), -1) for name in ("blocks", "tile_index", "tile_row", "tile_column")},
     )
 
 
@@ -317,10 +317,7 @@ def test_questions_over_a_shared_prefix_equal_prompts_of_their_own(attention: st
 
 def joined(first: Sample, second: Sample) -> Sample:
     """One row of two; the positions of the second go on already."""
-    columns = {name: torch.cat([getattr(first, name), getattr(second, name)]) for name in COLUMNS if name != "blocks"}
-    tiles = [s.tiles for s in (first, second) if len(s.tiles)]
-    blocks = torch.where(second.blocks >= 0, second.blocks + int(first.blocks.max()) + 1, -1)
-    return Sample(key="", **columns, blocks=torch.cat([first.blocks, blocks]), tiles=torch.cat(tiles))
+    return replace(Sample.packed([first, second]), docs=torch.zeros(len(first) + len(second), dtype=torch.int32))
 
 
 # ---- dynamic NTK: the rotary base depends on the length
