@@ -21,6 +21,7 @@ from mmframe.kinds import TokenKind
 from mmframe.tile_tokens import described, grid_places
 
 if TYPE_CHECKING:
+    from mmframe.auxiliary import Features
     from mmframe.batch import Batch
     from mmframe.cache import KVCache
     from mmframe.experts import Experts
@@ -258,6 +259,55 @@ class Objective(Component, ABC):
         """Weighted sum of losses and sum of weights, fp32 scalars: sums, not a mean, so that whoever splits a
         batch over micro-batches or ranks divides once, by the total."""
 
+    def weights(self, batch: "Batch") -> Tensor:
+        """Weight of each supervised token, fp32 [S]; their sum is the second of what a call returns."""
+        return torch.ones_like(batch.supervised, dtype=torch.float32)
+
+
+class AuxiliaryLoss(Component, nn.Module, ABC):
+    """A further loss beside the objective, made of what the model computes in the objective's forward.
+
+    It may have parameters of its own (heads). They train with `lr`, are in the Trainer's checkpoints, and never in
+    weights.safetensors: the model does not know of them.
+
+    Args:
+        weight: Factor of the loss beside the objective.
+        lr: Peak learning rate of its own parameters; None where it has none.
+    """
+
+    facts: dict[str, Tensor]
+    """Numbers of the last call that are worth logging beside the loss."""
+
+    def __init__(self, weight: float, lr: float | None = None) -> None:
+        super().__init__()
+        if weight < 0:
+            raise UserError(f"{type(self).__name__}: weight={weight} must not be negative")
+        self.weight, self.lr, self.facts = weight, lr, {}
+
+    def install(self, net: nn.Module, processor: Any) -> None:
+        """Makes what depends on the model's sizes. Called once, before training.
+
+        Args:
+            net: MultimodalLM; is not changed.
+            processor: ChatProcessor, which knows how pixels were normalised.
+
+        Raises:
+            UserError: the model lacks what the loss looks at.
+        """
+
+    @abstractmethod
+    def listens_to(self, net: nn.Module) -> Sequence[str]:
+        """Names of the modules whose outputs it looks at, e.g. ``backbone.layers.3``."""
+
+    @abstractmethod
+    def forward(self, net: nn.Module, batch: "Batch", features: "Features") -> tuple[Tensor, Tensor]:
+        """Of each document of the batch: sum of losses, fp32 [R], and tokens looked at, int64 [R] on the host.
+
+        A loss never mixes documents, so that packing and splits into micro-batches and ranks do not matter. Documents
+        that it does not look at (without images) have zero of both, and where none has any, gradients are zero, not
+        missing. See mmframe.auxiliary.by_document.
+        """
+
 
 def check_fp16(precision: torch.dtype | str) -> None:
     """fp16 overflows in this family of models (the authors confirm NaN): refused by name.
@@ -275,6 +325,7 @@ __all__ = [
     "SITES",
     "SITE_GROUPS",
     "Adapter",
+    "AuxiliaryLoss",
     "Backbone",
     "Component",
     "ExpertRouter",

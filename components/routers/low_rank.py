@@ -28,7 +28,7 @@ class LowRankLinear(nn.Module):
 
     def __init__(self, site: Experts, part: str, rank: int) -> None:
         super().__init__()
-        self.__dict__["_text"] = (site, part)  # past Module.__setattr__, which would make it a sub-module
+        self._text = (site, part)  # in a tuple it is no sub-module
         base: Any = self.text
         self.factor_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.factor_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
@@ -38,7 +38,7 @@ class LowRankLinear(nn.Module):
     @property
     def text(self) -> nn.Module:
         """The text layer beside it."""
-        site, part = self.__dict__["_text"]
+        site, part = self._text
         return site["text"].get_submodule(part)
 
     def forward(self, x: Tensor) -> Tensor:
