@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmframe.cache import KVCache
     from mmframe.experts import Experts
     from mmframe.layout import Layout
+    from mmframe.loading import LoadedModel
     from mmframe.plan import Plan
 
 SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm", "q_norm", "k_norm")
@@ -225,6 +226,21 @@ class Objective(Component, ABC):
         batch over micro-batches or ranks divides once, by the total."""
 
 
+class Evaluator(Component, ABC):
+    """Measures a trained model: what `mmframe ablate` asks of the final weights of every run."""
+
+    @abstractmethod
+    def evaluate(self, model: "LoadedModel") -> dict[str, float]:
+        """Figures by name, finite numbers; in a grid they are called `<name of the evaluator>.<key>`.
+
+        A function of the model and the arguments alone: the same weights give the same figures, so what it draws comes
+        from a seed of its own. The model is left as it was; no gradients are kept (the caller turns them off).
+
+        Args:
+            model: In eval mode, on the device where it is to be measured.
+        """
+
+
 def check_fp16(precision: torch.dtype | str) -> None:
     """fp16 overflows in this family of models (the authors confirm NaN): refused by name.
 
@@ -242,6 +258,7 @@ __all__ = [
     "Adapter",
     "Backbone",
     "Component",
+    "Evaluator",
     "ExpertRouter",
     "FreezingPolicy",
     "Objective",

@@ -23,6 +23,7 @@ KINDS = (
     "objective",
     "adapter",
     "checkpoint",
+    "evaluator",
 )
 PLUGIN_GROUP = "mmframe.plugins"
 

@@ -7,6 +7,7 @@ from typing import Literal
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.base import MultimodalData, Rows
+from mmframe.data.files import how_to_get
 from mmframe.data.lengths import fitting, longest_row
 from mmframe.data.order import permutation
 from mmframe.data.records import Record, TileStore, read_records
@@ -108,8 +109,7 @@ class ConversationData(MultimodalData):
         return rows(self.train_files, self.weights, True), validation
 
     def _read(self, file: str) -> list[Record]:
-        hint = "; run: python -m mmframe.data.demo" if file.startswith("demo:") else ""
-        records = read_records(data_path(file), hint, self.image_folder)
+        records = read_records(data_path(file), how_to_get(file), self.image_folder)
         if not self.exclude_answers:
             return records
         kept = [
