@@ -23,7 +23,16 @@ from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe import registry
 from mmframe.catalog import of_kind
 from mmframe.checkpoints import CheckpointFormat, formats
-from mmframe.contracts import SITES, Backbone, Component, ExpertRouter, FreezingPolicy, Objective, PatchEmbedder
+from mmframe.contracts import (
+    SITES,
+    Backbone,
+    Component,
+    Evaluator,
+    ExpertRouter,
+    FreezingPolicy,
+    Objective,
+    PatchEmbedder,
+)
 from mmframe.convert import export_checkpoint
 from mmframe.data.source import Source
 from mmframe.errors import UserError
@@ -56,6 +65,7 @@ CONTRACTS = {
     "objective": Objective,
     "optim": AdamWSchedule,
     "checkpoint": CheckpointFormat,
+    "evaluator": Evaluator,
     "source": Source,
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}

@@ -8,6 +8,7 @@ from typing import Literal
 from mmframe.batch import Sample
 from mmframe.contracts import PatchEmbedder
 from mmframe.data.base import MultimodalData, Rows
+from mmframe.data.files import how_to_get
 from mmframe.data.lengths import fitting, longest_row
 from mmframe.data.order import permutation
 from mmframe.data.records import Record, TileStore, read_records
@@ -114,8 +115,7 @@ class ConversationData(MultimodalData):
         return {f"file {file}": digest for file, digest in digests.items()}
 
     def _read(self, file: str) -> list[Record]:
-        hint = "; run: python -m mmframe.data.demo" if file.startswith("demo:") else ""
-        records = read_records(data_path(file), hint, self.image_folder)
+        records = read_records(data_path(file), how_to_get(file), self.image_folder)
         if not self.exclude_answers:
             return records
         kept = [
