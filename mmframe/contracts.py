@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmframe.cache import KVCache
     from mmframe.experts import Experts
     from mmframe.layout import Layout
+    from mmframe.loading import LoadedModel
     from mmframe.plan import Plan
 
 SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm", "q_norm", "k_norm")
@@ -315,6 +316,21 @@ class AuxiliaryLoss(Component, nn.Module, ABC):
         """
 
 
+class Evaluator(Component, ABC):
+    """Measures a trained model: what `mmframe ablate` asks of the final weights of every run."""
+
+    @abstractmethod
+    def evaluate(self, model: "LoadedModel") -> dict[str, float]:
+        """Figures by name, finite numbers; in a grid they are called `<name of the evaluator>.<key>`.
+
+        A function of the model and the arguments alone: the same weights give the same figures, so what it draws comes
+        from a seed of its own. The model is left as it was; no gradients are kept (the caller turns them off).
+
+        Args:
+            model: In eval mode, on the device where it is to be measured.
+        """
+
+
 def check_fp16(precision: torch.dtype | str) -> None:
     """fp16 overflows in this family of models (the authors confirm NaN): refused by name.
 
@@ -334,6 +350,7 @@ __all__ = [
     "AuxiliaryLoss",
     "Backbone",
     "Component",
+    "Evaluator",
     "ExpertRouter",
     "FreezingPolicy",
     "Objective",

@@ -1,4 +1,4 @@
-"""Where files live: the user's cache folder, the demo data, the weights inside an installed package."""
+"""Where files live: the user's cache folder, the demo and offline data, the weights inside an installed package."""
 
 from __future__ import annotations
 
@@ -23,10 +23,19 @@ def demo_dir() -> Path:
     return Path(given).expanduser() if given else cache_dir() / "demo"
 
 
+def offline_dir() -> Path:
+    """The folder of `mmframe data offline`: $MMFRAME_OFFLINE_DATA, by default `offline` in the cache folder."""
+    given = os.environ.get("MMFRAME_OFFLINE_DATA")
+    return Path(given).expanduser() if given else cache_dir() / "offline"
+
+
 def data_path(path: str) -> Path:
-    """A path of a recipe: ~ and $VARIABLES are expanded; `demo:x/y` is x/y in the demo data."""
+    """A path of a recipe: ~ and $VARIABLES are expanded; `demo:x/y` is x/y in the demo data, `offline:x/y` in what
+    `mmframe data offline` made."""
     if path.startswith("demo:"):
         return demo_dir() / path.removeprefix("demo:")
+    if path.startswith("offline:"):
+        return offline_dir() / path.removeprefix("offline:")
     return Path(os.path.expandvars(path)).expanduser()
 
 

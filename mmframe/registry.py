@@ -24,6 +24,7 @@ KINDS = (
     "adapter",
     "auxiliary",
     "checkpoint",
+    "evaluator",
 )
 PLUGIN_GROUP = "mmframe.plugins"
 

@@ -33,6 +33,7 @@ from mmframe.contracts import (
     AuxiliaryLoss,
     Backbone,
     Component,
+    Evaluator,
     ExpertRouter,
     FreezingPolicy,
     Objective,
@@ -76,6 +77,7 @@ CONTRACTS = {
     "adapter": Adapter,
     "auxiliary": AuxiliaryLoss,
     "checkpoint": CheckpointFormat,
+    "evaluator": Evaluator,
     "source": Source,
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}

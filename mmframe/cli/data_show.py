@@ -94,20 +94,14 @@ def _is_data(word: str) -> bool:
 def _of_file(word: str, args: RunArguments) -> Any:
     """A mixture of one file or folder alone."""
     from mmframe import registry
+    from mmframe.data.guess import guessed_source
     from mmframe.data.mixture import MixtureData
     from mmframe.loading import build
     from mmframe.processing import ChatProcessor
     from mmframe.tile_tokens import TileGeometry
 
-    registry.discover()
     path = Path(word).expanduser()
-    name = f"{path}/" if path.is_dir() else path.name
-    sources: list[Any] = registry.classes("source")
-    readers = [cls for cls in sources if name.endswith(tuple(cls.guessed_by))]
-    if not readers:
-        known = sorted({ending for cls in sources for ending in cls.guessed_by} - {"/"})
-        raise UserError(f"data show: {path} is no data known by its name; known: {', '.join(known)}, and folders")
-    source = readers[0](str(path))
+    source = guessed_source(str(path), "data show")
     tokenizer = build({"class_path": registry.place(registry.get("tokenizer", "SmolLM2Tokenizer"))})
     processor = ChatProcessor(tokenizer, "chatml")
     geometry: Any = TileGeometry.plain(448, 16, 16)

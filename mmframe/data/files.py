@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
 from mmframe.errors import UserError
-from mmframe.paths import data_path
+from mmframe.paths import data_path, offline_dir
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _CHANGED = ("mtime", "LastModified", "last_modified", "Last-Modified", "ETag", "etag", "updated", "created")
@@ -43,7 +43,7 @@ def is_url(file: str) -> bool:
 
 
 def locate(path: str) -> str:
-    """A path of a recipe (`~`, $VARIABLES, `demo:`, URL) as an absolute path, or a URL that fsspec knows."""
+    """A path of a recipe (`~`, $VARIABLES, `demo:`, `offline:`, URL): absolute, or a URL that fsspec knows."""
     path = path.removeprefix("file://")
     return path if is_url(path) else os.path.abspath(data_path(path))
 
@@ -74,13 +74,22 @@ def expand(named: str | Sequence[str], suffixes: Sequence[str] = ()) -> list[str
         files = [file for each in _braces(pattern) for file in _matches(each, suffixes)]
         missing = [file for file in files if not is_url(file) and not os.path.isfile(file)]
         if missing:
-            hint = "; run: python -m mmframe.data.demo" if pattern.startswith("demo:") else ""
+            hint = how_to_get(pattern)
             more = f" ({len(missing):,} of the {len(files):,} files of {pattern} are missing)" if len(files) > 1 else ""
             raise UserError(f"data: {missing[0]} does not exist{more}{hint}")
         found += files
     if not found:
         raise UserError("data: no file is named; give a path, a URL, a pattern like part-{000..099}.tar, or a list")
     return found
+
+
+def how_to_get(path: str) -> str:
+    """What to add to the message that a path of the demo or offline data is missing; empty for other paths."""
+    if path.startswith("demo:"):
+        return "; run: python -m mmframe.data.demo"
+    if path.startswith("offline:"):
+        return f"; run: mmframe data offline {offline_dir()}"
+    return ""
 
 
 def _braces(pattern: str) -> list[str]:
@@ -115,7 +124,7 @@ def _matches(pattern: str, suffixes: Sequence[str]) -> list[str]:
     else:
         files = sorted(file for file in glob.glob(place, recursive=True) if os.path.isfile(file))
     if not files:
-        raise UserError(f"data: no file matches {pattern}")
+        raise UserError(f"data: no file matches {pattern}{how_to_get(pattern)}")
     return files
 
 

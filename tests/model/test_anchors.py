@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from components.patch_embedders.gemma import GemmaPatchEmbedder
 from torch import Tensor
 
 from components.backbones.chameleon import Chameleon
@@ -20,6 +19,7 @@ from components.backbones.gemma import Gemma
 from components.backbones.llama import Llama
 from components.backbones.persimmon import Persimmon
 from components.backbones.qwen import Qwen2
+from components.patch_embedders.gemma import GemmaPatchEmbedder
 from components.patch_embedders.internvit import InternViT
 from components.patch_embedders.linear import LinearPatchEmbedder
 from components.routers.modality import SharedRouter
