@@ -150,6 +150,7 @@ class MultimodalModule(pl.LightningModule):
             "tokens": batch.num_tokens,
             "image_tokens": batch.image_slots.numel(),
             "supervised": batch.supervised.numel(),
+            "samples": batch.num_rows,
         }
         mean = total / weight.clamp(min=1e-8)
         if batch.supervised.numel():  # a mean of nothing is no loss of 0

@@ -12,6 +12,10 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from mmframe.metrics_file import read_metrics, rows_of
+
+__all__ = ["JsonlLogger", "read_metrics"]
+
 
 class JsonlLogger(Logger):
     """Appends metrics to a file, also when the run is continued.
@@ -66,7 +70,7 @@ class JsonlLogger(Logger):
         if not lines.endswith(b"\n"):
             with open(self.file, "ab") as stream:
                 stream.write(b"\n")
-        return 1 + max((row.get("attempt", 1) for row in _rows(lines.decode("utf-8", "replace"))), default=0)
+        return 1 + max((row.get("attempt", 1) for row in rows_of(lines.decode("utf-8", "replace"))), default=0)
 
 
 def _plain(value: Any) -> Any:
@@ -74,36 +78,3 @@ def _plain(value: Any) -> Any:
     if not math.isfinite(number):
         return str(number)  # JSON has no NaN; float("nan") reads it back
     return int(number) if number.is_integer() and abs(number) < 1e15 and isinstance(value, int) else number
-
-
-def _rows(text: str) -> list[dict[str, Any]]:
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # cut off by a kill
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def read_metrics(file: str | Path) -> list[dict[str, Any]]:
-    """The metrics of a run, one row per step, in order; where attempts overlap the later one counts.
-
-    Args:
-        file: metrics.jsonl, or the run directory.
-    """
-    path = Path(file)
-    path = path / "metrics.jsonl" if path.is_dir() else path
-    by_step: dict[Any, dict[str, Any]] = {}
-    first_step: dict[int, Any] = {}
-    rows = _rows(path.read_text(encoding="utf-8")) if path.is_file() else []
-    for row in rows:
-        first_step.setdefault(row.get("attempt", 1), row.get("step") or 0)
-    for row in rows:
-        step, attempt = row.get("step") or 0, row.get("attempt", 1)
-        if any(later > attempt and start <= step for later, start in first_step.items()):
-            continue  # done again by a later attempt
-        by_step.setdefault(step, {}).update(row)
-    return [by_step[step] for step in sorted(by_step)]

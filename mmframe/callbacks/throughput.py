@@ -13,18 +13,23 @@ from lightning.pytorch.callbacks import Callback
 
 from mmframe.freezing import component_of
 
+_COUNTS = ("tokens", "image_tokens", "supervised", "samples")
+
 
 class Throughput(Callback):
     """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, peak memory, gradient norms.
 
-    The module tells what a batch held: `step_stats = {"tokens": ..., "image_tokens": ..., "supervised": ...}`.
-    Times of validation and of checkpoints are not counted. The rank's own tokens are logged, times the world size.
+    The module tells what a batch held: `step_stats = {"tokens": ..., "image_tokens": ..., "supervised": ...,
+    "samples": ...}`. Times of validation and of checkpoints are not counted. The rank's own tokens are logged, times
+    the world size. `totals` stand in done.json, over every attempt of the run.
     """
 
     def __init__(self) -> None:
         self.tokens = 0
         self.image_tokens = 0
         self.supervised = 0
+        self.samples = 0
+        self.seconds = 0.0
         self._busy = 0.0
         self._seen = 0
         self._seen_image = 0
@@ -40,8 +45,10 @@ class Throughput(Callback):
         self.tokens += stats.get("tokens", 0)
         self.image_tokens += stats.get("image_tokens", 0)
         self.supervised += stats.get("supervised", 0)
+        self.samples += stats.get("samples", 0)
         now = time.monotonic()
         self._busy += now - self._start
+        self.seconds += now - self._start
         self._start = now
         step = trainer.global_step
         if step == self._logged or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
@@ -72,12 +79,17 @@ class Throughput(Callback):
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict({f"grad_norm/{k}": v for k, v in gradient_norms(pl_module).items()}, batch_size=1)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"tokens": self.tokens, "image_tokens": self.image_tokens, "supervised": self.supervised}
+    def totals(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Tokens and samples of all ranks, seconds of training, peak memory of this process."""
+        seen = {name: getattr(self, name) * trainer.world_size for name in _COUNTS}
+        return {**seen, "seconds": round(self.seconds, 3), **memory()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.tokens, self.image_tokens = state_dict["tokens"], state_dict["image_tokens"]
-        self.supervised = state_dict["supervised"]
+    def state_dict(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in (*_COUNTS, "seconds")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in (*_COUNTS, "seconds"):
+            setattr(self, name, state_dict.get(name, 0))
         self._seen, self._seen_image = self.tokens, self.image_tokens
 
 

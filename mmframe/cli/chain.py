@@ -54,13 +54,14 @@ class Chain:
 
     Args:
         args: The command line.
+        recipe: What to run; None: what the command line names.
 
     Raises:
         UserError: For mistakes in the recipe or the command line.
     """
 
-    def __init__(self, args: RunArguments) -> None:
-        recipe = load_recipe(args.configs).with_overrides(args.overrides)
+    def __init__(self, args: RunArguments, recipe: Recipe | None = None) -> None:
+        recipe = (recipe or load_recipe(args.configs)).with_overrides(args.overrides)
         recipe.check_stage(args.stage)
         self.args = args
         self.name = recipe.name
@@ -71,8 +72,10 @@ class Chain:
         config = check(recipe, stage)
         # the stage itself may say where it starts; said for the whole recipe it is the start of the first stage,
         # or, on the command line, of the one stage that is asked for
-        overlay = recipe.stages.get(stage or "", {})
-        own = (overlay.get("model") or {}).get("init_from") is not None or overlay.get("start_from") is not None
+        own = any(
+            (said.get("model") or {}).get("init_from") is not None or said.get("start_from") is not None
+            for said in recipe.own_layers(stage)
+        )
         keys = {key for key, _ in recipe.overrides}
         for key in ("model.init_from", "start_from"):
             own = own or f"stages.{stage}.{key}" in keys or (key in keys and self.args.stage == stage)
@@ -126,13 +129,17 @@ class Chain:
         return [i for i, step in enumerate(self.steps) if self.args.stage in (None, step.stage)]
 
 
-def fit(args: RunArguments) -> int:
+def fit(args: RunArguments, recipe: Recipe | None = None) -> int:
     """Runs a recipe: all stages, or one.
+
+    Args:
+        args: The command line.
+        recipe: What to run; None: what the command line names.
 
     Returns:
         Exit code: 0 when everything is done.
     """
-    chain = Chain(args)
+    chain = Chain(args, recipe)
     if args.on("--dry-run"):
         return dry_run(chain)
     fresh = args.on("--force")
@@ -201,7 +208,7 @@ def dry_run(chain: Chain) -> int:
 
 def _run_here(job: Job) -> int:
     if job.handover.parent is not None:
-        _end_with(job.handover.parent)
+        end_with(job.handover.parent)
     from mmframe.cli.lightning_cli import run_job  # imports torch
 
     return run_job(job)
@@ -241,12 +248,12 @@ def _run_process(job: Job) -> int:
     return 128 - code if code < 0 else code
 
 
-def _end_with(parent: int) -> None:
-    """On Linux the kernel sends SIGTERM when the chain ends, so that no stage goes on alone and meets its successor."""
+def end_with(parent: int) -> None:
+    """On Linux the kernel sends SIGTERM when the parent ends, so that nothing goes on alone and meets its successor."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
-        raise UserError("the chain that started this stage has ended")
+        raise UserError("the process that started this one has ended")

@@ -53,6 +53,15 @@ def check(recipe: Recipe, stage: str | None = None, complete: bool = True) -> di
     return config
 
 
+def check_component(path: KeyPath, value: Any, kind: str, place: Callable[[KeyPath], str]) -> None:
+    """Checks one component that stands outside of a recipe, such as the evaluators of a grid.
+
+    Raises:
+        UserError: as `check`.
+    """
+    _Checker(place).component(path, value, kind)
+
+
 def waits_for_start(recipe: Recipe, config: dict[str, Any], stage: str | None = None) -> bool:
     """Whether a recipe takes its model from a checkpoint that is not named yet (`start_from: null`)."""
     model = config.get("model")

@@ -47,8 +47,8 @@ def open_job(args: RunArguments, workers: int | None = None, fresh: bool = False
     registry.discover()
     config = qualify(config)
     stage = args.stage or (next(iter(recipe.stages)) if recipe.stages else None)
-    processor, embedder = _build(config["model"]["processor"]), _geometry(config["model"]["patch_embedder"])
-    data = _build(config["data"])
+    processor, embedder = component(config["model"]["processor"]), geometry(config["model"]["patch_embedder"])
+    data = component(config["data"])
     if workers is not None:
         data.num_workers = workers
     data.fresh = fresh
@@ -72,17 +72,18 @@ def resolved(args: RunArguments) -> tuple[Recipe, dict[str, Any]]:
     return recipe, config
 
 
-def _build(spec: Any) -> Any:
+def component(spec: Any) -> Any:
+    """The object that a component of a recipe describes; its name alone will do."""
     from mmframe.loading import build
 
     return build({"class_path": spec} if isinstance(spec, str) else spec)
 
 
-def _geometry(spec: Any) -> Any:
+def geometry(spec: Any) -> Any:
     """The patch embedder on the meta device: it says how many tokens a tile gives."""
     import torch
 
     spec = {"class_path": spec} if isinstance(spec, str) else spec
     arguments = {k: v for k, v in (spec.get("init_args") or {}).items() if k != "weights"}
     with torch.device("meta"):
-        return _build({"class_path": spec["class_path"], "init_args": {"hidden_size": 64} | arguments})
+        return component({"class_path": spec["class_path"], "init_args": {"hidden_size": 64} | arguments})

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from mmframe import registry
+from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
@@ -147,8 +148,9 @@ class MMFrameCLI(LightningCLI):
         own = _listed(settings.get("callbacks"))
         added: list[Callback] = [self.record]
         if self.job.command == "fit":
-            if not any(isinstance(c, Throughput) for c in own):
-                added.append(Throughput())
+            for counts in (Throughput, Flops):
+                if not any(isinstance(c, counts) for c in own):
+                    added.append(counts())
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)

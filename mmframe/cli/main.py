@@ -27,6 +27,7 @@ TOOLS = {
     "chat": ("mmframe.cli.chat", "main", "talk to a model in the terminal, with pictures"),
     "generate": ("mmframe.cli.generate", "main", "answer the rows of a JSONL file, batched; continues after a kill"),
     "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
+    "ablate": ("mmframe.cli.ablate", "main", "GRID | report: change one thing, keep the rest equal, over seeds"),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,6 +22,21 @@ Override = tuple[str, str]
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """A change of a whole recipe: what a variant of an ablation grid says. It wins over the recipe in every stage.
+
+    Args:
+        common: For all stages.
+        stages: For single stages, by name.
+        places: "file:line" of the key paths, for error messages.
+    """
+
+    common: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    places: dict[KeyPath, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A composed recipe.
 
@@ -29,6 +45,7 @@ class Recipe:
         common: The part that all stages share.
         stages: Overlays by stage name, in order; empty when the recipe is one single run.
         places: "file:line" of the key paths, for error messages.
+        overlays: Changes in order, later ones win.
         overrides: Values of the command line; they win over everything, in every stage.
     """
 
@@ -36,6 +53,7 @@ class Recipe:
     common: dict[str, Any]
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
+    overlays: tuple[Overlay, ...] = ()
     overrides: tuple[Override, ...] = ()
 
     def with_overrides(self, overrides: Sequence[Override]) -> Recipe:
@@ -54,7 +72,7 @@ class Recipe:
         self.check_stage(stage)
         if self.stages and stage is None:
             raise UserError(f"recipe {self.name}: has stages; choose one with --stage: {', '.join(self.stages)}")
-        config = dict(merge_config(self.common, self.stages[stage]) if stage else self.common)
+        config = dict(functools.reduce(merge_config, self.layers(stage)))
         config.pop("start_from", None)
         config = normalise(config)
         start, model = self.start_from(stage), config.get("model") or {}
@@ -73,13 +91,26 @@ class Recipe:
         Raises:
             UserError: it is no path.
         """
-        found: Any = (self.stages.get(stage or "") or {}).get("start_from", self.common.get("start_from"))
+        found: Any = None
+        for said in self.layers(stage):
+            found = said.get("start_from", found)
         for key, text in self._overrides_of(stage):
             if key == "start_from":
                 found = None if parse_value(text) is None else text
         if found is not None and not isinstance(found, str):
             raise UserError(f"{self.place(('start_from',), stage)}: start_from: expected a path, got {found!r}")
         return found
+
+    def layers(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """What the recipe and then its overlays say of a stage: in common, of it alone. Later ones win."""
+        said = [self.common, self.stages.get(stage or "", {})]
+        for overlay in self.overlays:
+            said += [overlay.common, overlay.stages.get(stage or "", {})]
+        return said
+
+    def own_layers(self, stage: str | None) -> list[dict[str, Any]]:
+        """Of `layers`, those that speak of this stage alone."""
+        return self.layers(stage)[1::2]
 
     def _overrides_of(self, stage: str | None) -> list[Override]:
         """Those of all stages, and those written `--stages.NAME.key=value` for this one."""
@@ -105,9 +136,10 @@ class Recipe:
             if given == wanted[: len(given)] or wanted == given[: len(wanted)]:
                 return "command line"
         for end in range(len(path), 0, -1):
-            for prefix in (("stages", stage), ()) if stage else ((),):
-                if found := self.places.get((*prefix, *path[:end])):
-                    return found
+            for places in (*(overlay.places for overlay in reversed(self.overlays)), self.places):
+                for prefix in (("stages", stage), ()) if stage else ((),):
+                    if found := places.get((*prefix, *path[:end])):
+                        return found
         return f"recipe {self.name}"
 
 
@@ -223,7 +255,7 @@ def _compose(file: Path, inside: tuple[Path, ...]) -> Recipe:
     if not isinstance(stages, dict) or not all(isinstance(s, dict | None) for s in stages.values()):
         raise UserError(f"{places[('stages',)]}: 'stages' maps the name of each stage to what it changes")
     for stage in stages:
-        if not _is_folder_name(str(stage)):
+        if not is_folder_name(str(stage)):
             raise UserError(f"{file}: stage name {stage!r} must be a plain folder name (letters, digits, _, -, .)")
     common = {key: value for key, value in content.items() if not str(key).startswith("x-")}  # x-: holders of anchors
     own = Recipe("", common, {str(k): v or {} for k, v in stages.items()}, places)
@@ -233,7 +265,8 @@ def _compose(file: Path, inside: tuple[Path, ...]) -> Recipe:
     return _over(recipe, own)
 
 
-def _is_folder_name(text: str) -> bool:
+def is_folder_name(text: str) -> bool:
+    """Whether a name is a plain one: letters, digits, _, -, ."""
     return bool(text) and text not in (".", "..") and all(c.isalnum() or c in "_-." for c in text)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -57,6 +58,7 @@ class RunRecord(Callback):
         attempts.append({"started": _now(), "pid": os.getpid(), "resumed": self.job.resume is not None})
         meta = {
             **self.origin(),
+            "device": device_name(),
             "attempts": attempts,
         }
         write_atomically(run.meta, json.dumps(meta, indent=2) + "\n")
@@ -114,6 +116,7 @@ class RunRecord(Callback):
         if self.ended or _is_trial(trainer) or not trainer.is_global_zero or not self.job.run.weights.is_file():
             return
         metrics = {key: _number(value) for key, value in trainer.callback_metrics.items()}
+        data = getattr(trainer, "datamodule", None)
         done = {
             "finished": _now(),
             "steps": trainer.global_step,
@@ -122,6 +125,8 @@ class RunRecord(Callback):
             "weights": self.job.run.weights.name,
             "weights_id": uuid.uuid4().hex[:12],
             "metrics": metrics,
+            "totals": totals(trainer),
+            "data": data.fingerprint() if hasattr(data, "fingerprint") else {},  # type: ignore[union-attr]
         }
         write_atomically(self.job.run.done, json.dumps(done, indent=2) + "\n")
 
@@ -170,6 +175,15 @@ class LastCheckpoint(ModelCheckpoint):
         """Silent: a run that is continued finds its own checkpoints, as it should."""
 
 
+def totals(trainer: pl.Trainer) -> dict[str, float]:
+    """What the stage took in all, over every attempt: each callback that counts something tells it."""
+    found: dict[str, float] = {}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, "totals"):
+            found |= callback.totals(trainer)
+    return found
+
+
 def _is_trial(trainer: pl.Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
@@ -191,6 +205,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def device_name() -> str:
+    """The GPU, or the CPU and its threads, that figures of this process belong to."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def code_revision() -> dict[str, Any]:

@@ -59,36 +59,19 @@ class RunDir:
         earlier, config = _identity(earlier), _identity(config)
         if recipe_hash(earlier) != recipe_hash(config):
             keys = differing_keys(earlier, config)
-            raise UserError(
-                f"{self.path}: holds a run ({state}) of another recipe; they differ in {_few(keys)}; {ways}"
-            )
+            raise UserError(f"{self.path}: holds a run ({state}) of another recipe; they differ in {few(keys)}; {ways}")
         before = read_json(self.meta).get("started_from")
         if started_from is not None and before is not None and before != started_from:
             raise UserError(f"{self.path}: holds a run ({state}) that started from older weights; {ways}")
         return state
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second process out of this directory; the system lets go of it however the process ends.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps a second process out of this directory.
 
         Raises:
-            UserError: If another process is running here.
+            Busy: If another process is running here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    file.seek(0)
-                    raise UserError(
-                        f"{self.path}: process {file.read() or '?'} is running here; wait for it, or use another "
-                        "--run-dir"
-                    ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return locked(self.path / ".lock", "wait for it, or use another --run-dir")
 
     def weights_id(self) -> str | None:
         """Identity of the weights that a finished run wrote."""
@@ -109,7 +92,37 @@ class RunDir:
         write_atomically(self.recipe, dump(config))
 
 
-def _few(keys: list[str], limit: int = 6) -> str:
+class Busy(UserError):
+    """Another process is at work there."""
+
+
+@contextlib.contextmanager
+def locked(file: Path, ways: str = "wait for it") -> Iterator[None]:
+    """Keeps a second process out of the folder of a lock file; the system lets go however the process ends.
+
+    Args:
+        file: The lock; its folder is made.
+        ways: What the other one's user can do, for the message.
+
+    Raises:
+        Busy: If another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+", encoding="utf-8") as stream:
+        if fcntl is not None:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                stream.seek(0)
+                raise Busy(f"{file.parent}: process {stream.read() or '?'} is running here; {ways}") from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def few(keys: list[str], limit: int = 6) -> str:
+    """The first of many names, and how many more there are."""
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 

@@ -40,6 +40,10 @@ class PlannedRows(Rows, Protocol):
         """What the rows are made of, by name: a run is continued with the same data or not at all."""
         ...
 
+    def tokens(self, epoch: int, index: int) -> int:
+        """Tokens of a row, known without decoding its pictures: budgets are counted with it."""
+        ...
+
 
 class MultimodalData(L.LightningDataModule):
     """Base of the data components: makes sized, stateful loaders over the rows that a subclass builds.
@@ -84,6 +88,11 @@ class MultimodalData(L.LightningDataModule):
             assert self.trainer is not None
             module: Any = self.trainer.lightning_module
             self.connect(module.processor, module.net.patch_embedder)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the training rows are made of, by name; {} where they follow from the arguments alone (drawn data)."""
+        rows = self.train_rows
+        return rows.fingerprint() if hasattr(rows, "fingerprint") else {}  # type: ignore[union-attr]
 
     def train_batches(self) -> int:
         """Batches of an epoch on this rank, known without making the loader."""

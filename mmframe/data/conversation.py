@@ -1,5 +1,6 @@
 """ConversationData: conversations and questions about images, from JSONL files."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -108,6 +109,11 @@ class ConversationData(MultimodalData):
         validation = rows(self.val_files, [1.0] * len(self.val_files), False) if self.val_files else None
         return rows(self.train_files, self.weights, True), validation
 
+    def fingerprint(self) -> dict[str, str]:
+        """Content of the training files; the pictures that they name are not read."""
+        digests = {file: hashlib.sha256(data_path(file).read_bytes()).hexdigest()[:16] for file in self.train_files}
+        return {f"file {file}": digest for file, digest in digests.items()}
+
     def _read(self, file: str) -> list[Record]:
         records = read_records(data_path(file), how_to_get(file), self.image_folder)
         if not self.exclude_answers:
@@ -167,6 +173,12 @@ class ConversationRows:
             return self.processor.encode(record.conversation, images, self.embedder, self.max_tiles, record.key)
         asked = [record.questions[q] for q in questions]
         return self.processor.encode_branches(asked, images, self.embedder, self.max_tiles, record.key)
+
+    def tokens(self, epoch: int, index: int) -> int:
+        """Tokens of the row at a place of an epoch; of its pictures only the headers are read."""
+        _, record, questions = self.locate(epoch, index)
+        asked = replace(record, questions=tuple(record.questions[q] for q in questions))
+        return longest_row(asked, self.processor, self.embedder, self.max_tiles)
 
     def locate(self, epoch: int, index: int) -> tuple[int, Record, tuple[int, ...]]:
         """(source, record, questions) at a place of an epoch."""

@@ -63,6 +63,10 @@ class MixtureRows:
         }
         return told | {"plan": self.plan.digest}
 
+    def tokens(self, epoch: int, index: int) -> int:
+        """Planned tokens of a row, known without reading it."""
+        return sum(self.plan.visits(epoch, index).tokens)
+
     def sample(self, epoch: int, index: int) -> Sample:
         """A row. Records that cannot be decoded are missing from it, and listed in its `left_out`.
 

@@ -1,0 +1,112 @@
+"""The process that answers a survey: questions on stdin, answers in the last line of stdout, as JSON. With torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmframe import registry
+from mmframe.ablate.budget import step_rows, steps_within
+from mmframe.cli.data_job import component, geometry
+from mmframe.cli.lightning_cli import qualify
+from mmframe.data.base import MultimodalData, Rows
+from mmframe.errors import UserError
+from mmframe.freezing import freeze
+from mmframe.loading import empty_model
+
+_data: dict[str, MultimodalData] = {}
+
+
+def parameters(question: dict[str, Any]) -> dict[str, int]:
+    """Parameters of a run's model, built on the meta device.
+
+    total      of the last stage's model, additions of an adapter included
+    trainable  that train in at least one stage
+    active     that one token passes through, of text or image: all of the model, but of the experts at a site only the
+               largest one
+    """
+    trained: dict[str, int] = {}
+    net = None
+    for parts in question["stages"].values():
+        net = empty_model(_sized(parts))
+        if parts.get("adapter"):
+            component(parts["adapter"]).install(net)
+        report = freeze(net, component(parts["freezing"]).groups(net.router.experts))
+        sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+        trained |= {name: sizes[name] for name in report.group_of}
+    assert net is not None
+    total = count(net)
+    idle = sum(count(experts) - max(map(count, experts.values())) for _, _, experts in net.backbone.sites())
+    return {"total": total, "trainable": sum(trained.values()), "active": total - idle}
+
+
+def _sized(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts of a model whose patch embedder is as wide as the backbone and reads no weights."""
+    with torch.device("meta"):
+        hidden_size = component(parts["backbone"]).hidden_size
+    embedder = parts["patch_embedder"]
+    arguments = {key: value for key, value in (embedder.get("init_args") or {}).items() if key != "weights"}
+    embedder = {"class_path": embedder["class_path"], "init_args": {"hidden_size": hidden_size} | arguments}
+    return {"backbone": parts["backbone"], "router": parts["router"], "patch_embedder": embedder}
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def steps(question: dict[str, Any]) -> int:
+    """Optimiser steps within a budget; see mmframe.ablate.budget."""
+    data = _connected(question)
+    rows = data.train_rows
+    assert rows is not None
+    walk = step_rows(len(rows), data.batch_size, question["accumulate"], question["ranks"], question["limit"])
+    by_tokens = question["unit"] == "tokens"
+
+    def sizes() -> Iterator[int]:
+        known = -1
+        for epoch, places in walk:
+            if epoch != known and hasattr(rows, "prepare"):
+                rows.prepare(epoch)  # type: ignore[union-attr]
+            known = epoch
+            yield sum(tokens(rows, epoch, p % len(rows)) for p in places) if by_tokens else len(places)
+        raise UserError("budget: an epoch has no batches; see data and trainer.limit_train_batches")
+
+    return steps_within(question["amount"], sizes())
+
+
+def tokens(rows: Rows, epoch: int, index: int) -> int:
+    """Tokens of a row: as its plan says, or counted on the row itself."""
+    return rows.tokens(epoch, index) if hasattr(rows, "tokens") else len(rows.sample(epoch, index))  # type: ignore
+
+
+def _connected(question: dict[str, Any]) -> MultimodalData:
+    """The data of a stage; kept, as stages and budgets share it."""
+    parts = {key: question[key] for key in ("data", "processor", "patch_embedder")}
+    key = json.dumps(parts, sort_keys=True)
+    if key not in _data:
+        data = component(parts["data"])
+        _data[key] = data.connect(component(parts["processor"]), geometry(parts["patch_embedder"]))
+    return _data[key]
+
+
+def main() -> int:
+    registry.discover()
+    questions = qualify(json.loads(sys.stdin.read()))
+    answers = {"parameters": parameters, "steps": steps}
+    try:
+        found = [answers[question["ask"]](question) for question in questions]
+    except UserError as error:
+        print(f"mmframe: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
