@@ -1,7 +1,7 @@
 """What the papers claim, in which grid it is asked, and which differences decide it: written down before any run.
 
-Numbers are those of Mono-InternVL (arXiv 2410.08202) and Mono-InternVL-1.5 (arXiv 2507.12566), 1.8 B parameters and a
-billion pairs; here it is 135 M parameters and thousands of pictures, so signs are compared, not sizes.
+Numbers are those of Mono-InternVL (arXiv 2410.08202) and Mono-InternVL-1.5 (arXiv 2507.12566), partly as others quote
+their tables: 1.8 B parameters and a billion pairs; here it is 135 M parameters and thousands of pictures, so signs are compared, not sizes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CLAIMS = (
         (
             Comparison("experts against none, everything trained", "experts_full", ("none_full",)),
             Comparison("experts against none, LLM frozen", "delta", ("embedder_only",)),
-            Comparison("answers to open questions, everything trained", "experts_full", ("none_full",), "questions.open"),
+            Comparison("open questions, everything trained", "experts_full", ("none_full",), "questions.open"),
         ),
         "Experts add parameters; that is part of the claim.",
     ),
@@ -72,8 +72,8 @@ CLAIMS = (
         "delta_tuning",
         "grids/delta_tuning.yaml",
         "Delta tuning of the visual experts sees better than full tuning of the same model, and forgets no language.",
-        "+ experts, full / delta: MME-P 948 / 995, SQA-I 37.7 / 56.5, AI2D 26.6 / 42.7 (Table 5); MMLU of the LLM / after "
-        "all stages 47.1 / 45.1 (Table 4)",
+        "+ experts, full / delta: MME-P 948 / 995, SQA-I 37.7 / 56.5, AI2D 26.6 / 42.7 (Table 5); MMLU of the LLM and "
+        "after all stages 47.1 / 45.1 (Table 4)",
         (
             Comparison("held-out answers", "delta", ("full_3e-5", "full_1e-4", "full_3e-4")),
             Comparison("text loss after training", "delta", ("full_3e-5", "full_1e-4", "full_3e-4"), "text.nll"),
@@ -86,14 +86,14 @@ CLAIMS = (
         "attention_experts",
         "grids/attention_experts.yaml",
         "EViP++ (experts in attention and FFN) is better than EViP (FFN) at equal data, and as good with half of it.",
-        "similar quality with 42 % of the pre-training data, 0.55 against 1.32 billion (Mono-InternVL-1.5, abstract); the "
-        "ablation itself was not found",
+        "similar quality with 42 % of the pre-training data, 0.55 against 1.32 billion (Mono-InternVL-1.5); the ablation "
+        "itself was not found",
         (
             Comparison("equal data", "qkv_ffn", ("ffn",)),
             Comparison("EViP++ with half of the data against EViP with all", "qkv_ffn_half", ("ffn",)),
             Comparison("both with half of the data", "qkv_ffn_half", ("ffn_half",)),
         ),
-        "EViP++ has a fifth more new parameters. That half the data is no worse cannot be shown by a difference: here it "
+        "EViP++ has a fifth more new parameters. That half the data is no worse cannot be shown by a difference: it "
         "counts as reproduced only if it is better.",
     ),
     Claim(
@@ -116,7 +116,7 @@ CLAIMS = (
         "scaling",
         "grids/scaling.yaml",
         "More visual pre-training gives a better model, over the whole range.",
-        "caption average 64.5 to 96, VQA average 35.3 to 53.2 from 0.12 to 1.32 billion pairs (Mono-InternVL, Figure 4)",
+        "captions 64.5 to 96, VQA 35.3 to 53.2 (averages) from 0.12 to 1.32 billion pairs (Mono-InternVL, Figure 4)",
         (
             Comparison("twice against once", "x2", ("x1",)),
             Comparison("once against a half", "x1", ("x0.5",)),
@@ -131,20 +131,20 @@ CLAIMS = (
         (
             Comparison("held-out answers", "unfrozen", ("frozen",)),
             Comparison("answers to open questions", "unfrozen", ("frozen",), "questions.open"),
-            Comparison("what it costs: text loss (frozen is claimed to be better)", "frozen", ("unfrozen",), "text.nll"),
+            Comparison("its cost, text loss: frozen is claimed to be better", "frozen", ("unfrozen",), "text.nll"),
         ),
     ),
     Claim(
         "modular",
         "../modular_vs_monolithic/pair.yaml",
         "A monolithic model is as good as a modular one of the same LLM, at equal data.",
-        "Mono-InternVL-2B / InternVL-1.5-2B: average of general benchmarks 55.2 / 54.4, of VQA 70.1 / 71.7 (Tables 2 and 3)",
+        "Mono-InternVL-2B / InternVL-1.5-2B: general benchmarks 55.2 / 54.4, VQA 70.1 / 71.7 (averages; Tables 2 and 3)",
         (
             Comparison("equal data and parameters", "monolithic", ("modular",)),
             Comparison("equal training FLOPs and parameters", "monolithic", ("modular_equal_flops",)),
         ),
-        "The modular encoder starts from random weights, as no pretrained one can be had offline, while the experts start "
-        "as copies of the LLM: this compares what can be had without vision pre-training, not the papers' models.",
+        "The modular encoder starts from random weights, as no pretrained one can be had offline, while experts start as "
+        "copies of the LLM: this compares what can be had without vision pre-training, not the papers' models.",
     ),
     Claim(
         "tiling",
