@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -51,6 +52,13 @@ class LoadedModel:
         """Image budget that an official config gives; None where there is none."""
         config = (self.metadata.get("source") or {}).get("config", {})
         return config.get("max_dynamic_patch") if config.get("dynamic_image_size", True) else 1
+
+    @property
+    def trained_tiles(self) -> int | None:
+        """Image budget that the last stage trained with, as its configuration says; None where there is none."""
+        text = (self.metadata.get("run") or {}).get("config")
+        data = (yaml.safe_load(text) or {}).get("data") if text else None
+        return ((data or {}).get("init_args") or {}).get("max_tiles")
 
 
 @dataclass(frozen=True)

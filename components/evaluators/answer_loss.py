@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.evaluators.common import losses, rate
-from components.evaluators.held_out import spread
+from components.evaluators.held_out import spread, tiles_of
 from mmframe.batch import Sample
 from mmframe.contracts import Evaluator
 from mmframe.data.encoding import Encoder
@@ -28,7 +28,7 @@ class AnswerLoss(Evaluator):
         sources: Name -> files of held-out records; their kind is known by their ending, `demo:` and `offline:` are
             known.
         records: At most so many records of each source, evenly spread over it.
-        max_tiles: Most tiles of a record's pictures.
+        max_tiles: Most tiles of a record's pictures; null: as many as the model was trained with.
         prompts: What is asked where a record has a caption alone: texts, or the name of a set (none, describe, read);
             the first is taken.
         max_tokens: Longer records are an error: choose others, or fewer tiles.
@@ -41,14 +41,14 @@ class AnswerLoss(Evaluator):
         self,
         sources: dict[str, str],
         records: int = 100,
-        max_tiles: int = 1,
+        max_tiles: int | None = 1,
         prompts: str | list[str] = "describe",
         max_tokens: int = 4096,
         rows: int = 8,
     ) -> None:
         if not sources:
             raise UserError("AnswerLoss: sources is empty; name at least one")
-        if min(records, max_tiles, max_tokens, rows) < 1:
+        if min(records, max_tiles or 1, max_tokens, rows) < 1:
             raise UserError(
                 f"AnswerLoss: records={records}, max_tiles={max_tiles}, max_tokens={max_tokens} and rows={rows} must "
                 "be at least 1"
@@ -72,8 +72,9 @@ class AnswerLoss(Evaluator):
         embedder, processor = model.net.patch_embedder, model.processor
         if embedder is None:
             raise UserError("AnswerLoss: the model has no patch embedder; measure text with TextLoss")
-        buffer = TileBuffer(self.max_tiles, embedder.image_size, processor.thumbnail)
-        row = Encoder(processor, embedder).encode(record, self.max_tiles, buffer, prompts_named(self.prompts)[0])
+        tiles = tiles_of(model, self.max_tiles, "AnswerLoss")
+        buffer = TileBuffer(tiles, embedder.image_size, processor.thumbnail)
+        row = Encoder(processor, embedder).encode(record, tiles, buffer, prompts_named(self.prompts)[0])
         if len(row.ids) > self.max_tokens:
             raise UserError(
                 f"AnswerLoss: record {record.key!r} has {len(row.ids):,} tokens, more than max_tokens={self.max_tokens}"

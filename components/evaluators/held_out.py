@@ -1,4 +1,4 @@
-"""Held-out records with pictures: which ones, and how many."""
+"""Held-out records with pictures: which ones, and in how many tiles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from mmframe.data.guess import guessed_source
 from mmframe.data.records import Record
+from mmframe.errors import UserError
+from mmframe.loading import LoadedModel
 
 
 def spread(path: str, count: int, what: str) -> Iterator[Record]:
@@ -21,3 +23,15 @@ def spread(path: str, count: int, what: str) -> Iterator[Record]:
     chosen = min(count, len(source))
     for number in range(chosen):
         yield source.record(number * len(source) // chosen)
+
+
+def tiles_of(model: LoadedModel, given: int | None, what: str) -> int:
+    """The image budget that was asked for, or the one that the model was trained with.
+
+    Raises:
+        UserError: neither is known.
+    """
+    tiles = given or model.trained_tiles or model.max_tiles
+    if tiles is None:
+        raise UserError(f"{what}: max_tiles is null, and the model does not say how many it was trained with")
+    return tiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from components.evaluators.common import percent
-from components.evaluators.held_out import spread
+from components.evaluators.held_out import spread, tiles_of
 from mmframe.contracts import Evaluator
 from mmframe.data.pictures import open_picture
 from mmframe.errors import UserError
@@ -28,7 +28,7 @@ class VisualQuestions(Evaluator):
         questions: Files of records with "questions"; their kind is known by their ending, `demo:` and `offline:` are
             known.
         pictures: At most so many records, evenly spread over the files.
-        max_tiles: Most tiles of a picture.
+        max_tiles: Most tiles of a picture; null: as many as the model was trained with.
         max_new_tokens: Longest answer, tokens.
         blind: Ask about a black picture as well.
     """
@@ -39,11 +39,11 @@ class VisualQuestions(Evaluator):
         self,
         questions: str = "demo:easy_vqa/val.jsonl",
         pictures: int = 50,
-        max_tiles: int = 1,
+        max_tiles: int | None = 1,
         max_new_tokens: int = 8,
         blind: bool = True,
     ) -> None:
-        if min(pictures, max_tiles, max_new_tokens) < 1:
+        if min(pictures, max_tiles or 1, max_new_tokens) < 1:
             raise UserError(
                 f"VisualQuestions: pictures={pictures}, max_tiles={max_tiles} and max_new_tokens={max_new_tokens} "
                 "must be at least 1"
@@ -69,9 +69,8 @@ class VisualQuestions(Evaluator):
     def _right(
         self, model: LoadedModel, pictures: list, asked: list[Asked], answers: Sequence[str], blind: bool = False
     ) -> list[bool]:
-        said = answer_questions(
-            model.net, model.processor, pictures, asked, self.max_new_tokens, self.max_tiles, blind=blind
-        )
+        tiles = tiles_of(model, self.max_tiles, "VisualQuestions")
+        said = answer_questions(model.net, model.processor, pictures, asked, self.max_new_tokens, tiles, blind=blind)
         return [one.casefold() == other.strip().casefold() for one, other in zip(said, answers, strict=True)]
 
 

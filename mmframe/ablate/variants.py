@@ -59,6 +59,8 @@ def _variant(grid: Grid, choice: dict[str, str], first: dict[str, str]) -> Varia
 def recipe_of(grid: Grid, variant: Variant, seed: int) -> Recipe:
     """The recipe of a variant under a seed: weights, order of the data and all that is drawn.
 
+    `{seed}` in `model.init_from` becomes the seed: variants can share a start that is another one for each seed.
+
     The last step of every stage is validated, so that runs are compared where they have ended.
 
     Raises:
@@ -82,6 +84,9 @@ def recipe_of(grid: Grid, variant: Variant, seed: int) -> Recipe:
     kept = {stage: said for stage, said in recipe.stages.items() if stage not in dropped}
     recipe = replace(recipe, stages=kept, overlays=tuple(change.overlay for change in variant.changes))
     own: dict[str, Any] = {"seed_everything": seed, "trainer": {"callbacks+": [LAST_VALIDATION]}}
+    start = (recipe.resolve(next(iter(recipe.stages), None)).get("model") or {}).get("init_from")
+    if isinstance(start, str) and "{seed}" in start:  # in common: said of a later stage, it would cut the chain
+        own["model"] = {"init_from": start.replace("{seed}", str(seed))}
     stages = {}
     for stage in recipe.stages or ("",):
         data = recipe.resolve(stage or None).get("data")

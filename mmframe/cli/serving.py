@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from mmframe.cli.flags import whole
 from mmframe.cli.progress_line import short
@@ -122,15 +120,8 @@ def open_model(args: argparse.Namespace) -> Served:
     keep_freed_memory()
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
     model = from_pretrained(args.model, device=_device(args.device), dtype=dtype, expert_backend=args.expert_backend)
-    budget = args.max_tiles or trained_tiles(model.metadata) or model.max_tiles or MAX_TILES
+    budget = args.max_tiles or model.trained_tiles or model.max_tiles or MAX_TILES
     return Served(args.model, model, Engine(model.net, model.processor), budget)
-
-
-def trained_tiles(metadata: dict[str, Any]) -> int | None:
-    """The image budget that the last stage trained with, as its configuration in the weights file says."""
-    text = (metadata.get("run") or {}).get("config")
-    data = (yaml.safe_load(text) or {}).get("data") if text else None
-    return ((data or {}).get("init_args") or {}).get("max_tiles")
 
 
 def _dtype(text: str) -> str:

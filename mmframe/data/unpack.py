@@ -24,7 +24,7 @@ def is_packed(file: str) -> bool:
 
 def is_unpacked(file: str) -> bool:
     """Whether a file is a copy that `unpacked` has made."""
-    return Path(file).is_relative_to(cache_dir())
+    return Path(file).is_relative_to(cache_dir() / "index")  # not all of it: the demo and offline data lie there, too
 
 
 def unpacked(file: str) -> str:

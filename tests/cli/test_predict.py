@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from mmframe.cli.serving import trained_tiles
 from mmframe.data.prompts import prompts_of
 from mmframe.engine import Engine
 from mmframe.images import open_image
@@ -95,7 +94,7 @@ def test_predictions_are_those_of_the_engine(cli, elsewhere):
     assert [row["id"].rpartition(":")[2] for row in made] == ["a#1", "a#2", "b", "c"]
 
     model = load(run)
-    assert trained_tiles(model.metadata) == 1  # so chat and generate cut pictures as training did
+    assert model.trained_tiles == 1  # so chat and generate cut pictures as training did
     engine, embedder = Engine(model.net, model.processor), model.net.patch_embedder
     asked = [("what color?", "0.png"), ("what shape?", "0.png"), ("say it", None), ("and this?", "2.png")]
     for row, (question, name) in zip(made, asked, strict=True):

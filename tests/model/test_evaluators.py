@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from components.evaluators.answer_loss import AnswerLoss
 from components.evaluators.common import percent, rate
+from components.evaluators.held_out import tiles_of
 from components.evaluators.text_choice import TextChoice, encoded
 from components.evaluators.text_loss import TextLoss
 from components.evaluators.visual_questions import VisualQuestions, scores
@@ -146,6 +147,13 @@ def test_questions_count_open_and_yes_no_apart_and_ask_about_black(
     assert found["yes_no"] == 100 and found["open"] == pytest.approx(200 / 3) and found["open_n"] == 3
     assert found["all"] == pytest.approx(500 / 6) and found["blind_all"] == 0
     assert scores("", [True], ["yes"]).keys() == {"all", "all_se", "all_n", "yes_no", "yes_no_se", "yes_no_n"}
+
+
+def test_the_image_budget_is_that_of_training_where_none_is_given(model: LoadedModel) -> None:
+    trained = LoadedModel(model.net, model.processor, {"run": {"config": "data: {init_args: {max_tiles: 6}}"}})
+    assert tiles_of(trained, None, "x") == 6 and tiles_of(trained, 2, "x") == 2
+    with pytest.raises(UserError, match="max_tiles is null"):
+        tiles_of(model, None, "AnswerLoss")
 
 
 def test_standard_errors() -> None:
