@@ -143,6 +143,15 @@ def _dry_run(grid: Any, runs: Sequence[Any], out: Path) -> int:
         print(f"{run.id:<24} {run.hash}  {state}; {steps} steps; parameters {counts}")
         if run.variant.baseline or run.seed != grid.seeds[0]:
             continue
-        for key, (new, old) in differences(run, first[run.seed]).items():
-            print(f"    {key.lstrip('.')}: {old} -> {new}")
+        for line in _told(differences(run, first[run.seed]), list(run.configs)):
+            print(f"    {line}")
     return 0
+
+
+def _told(found: dict[str, tuple[Any, Any]], stages: list[str]) -> list[str]:
+    """Differences as lines; what is the same in all stages is said once."""
+    lines: dict[str, list[str]] = {}
+    for key, (new, old) in found.items():
+        stage = next((name for name in stages if key.startswith(f"{name}.")), "")
+        lines.setdefault(f"{key.removeprefix(f'{stage}.')}: {old} -> {new}", []).append(stage)
+    return [line if len(at) == len(stages) else f"{', '.join(at)}: {line}" for line, at in lines.items()]
