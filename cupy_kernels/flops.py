@@ -25,10 +25,10 @@ def ffn(x: Tensor, residual: Tensor | None, gate0: Tensor, *_: Any, **__: Any) -
     return 3 * 2 * x.shape[0] * gate0.numel()
 
 
-def ffn_backward(dy: Tensor, x: Tensor, gate0: Tensor, *rest: Any, **_: Any) -> int:
+def ffn_backward(dy: Tensor, x: Tensor, gate0: Tensor, *rest: Any, **more: Any) -> int:
     """The gradient of the hidden values; that of x, of each weight that is wanted, and gate and up once more if they
     were not kept."""
-    *_, g, _u, _tiles, spans, wanted = rest
+    g, _, _, spans, wanted = rest[-5:]
     product = 2 * gate0.numel()
     count = x.shape[0] * (1 + 2 * bool(wanted[0]) + 2 * (g.numel() == 0))
     count += sum(rows(spans, expert) * sum(wanted[1 + 3 * expert : 4 + 3 * expert]) for expert in (0, 1))
@@ -53,6 +53,7 @@ def decode_ffn(x: Tensor, delta: Tensor | None, norm0: Tensor, norm1: Tensor, ga
 
 def register() -> None:
     """Makes them known to torch."""
-    for formula in (ffn, ffn_backward, project, project_backward, decode_ffn):
+    formulas: tuple[Any, ...] = (ffn, ffn_backward, project, project_backward, decode_ffn)
+    for formula in formulas:
         operator = getattr(torch.ops.cupy_kernels, formula.__name__)
         register_flop_formula(operator, get_raw=True)(formula)
