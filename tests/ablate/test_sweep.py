@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def test_finished_runs_are_not_repeated_and_the_cut_off_one_goes_on(story: Any) 
 
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(story: Any, tmp_path: Path) -> None:
     folder, _, folders, _ = story
+    shutil.copytree(folder / "out" / "survey", tmp_path / "survey")
     assert main(["ablate", "grid.yaml", f"--out={tmp_path}", "--run=none-s1", "--keep"]) == 0
     whole = next((tmp_path / "runs").iterdir())
     one, other = load_file(whole / "weights.safetensors"), load_file(folders["none-s1"].last.weights)

@@ -10,10 +10,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from cupy_kernels.flops import rows
+from mmframe import registry
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
 from mmframe.cli.run_dir import read_json
+from mmframe.cupy_backend import CupyBackend
+from mmframe.expert_backends import TORCH
 from mmframe.flops import FlopCounter, attention, attention_backward
+from mmframe.freezing import freeze
 from tests.helpers import QKV_FFN, batch, loss_and_gradients, tiny_net
 
 
@@ -55,6 +60,23 @@ def test_loss_and_gradients_of_a_counted_batch_are_the_same_to_the_bit() -> None
         counted, again = loss_and_gradients(net, given)
     assert counter.total > 0 and torch.equal(loss, counted)
     assert all(torch.equal(gradient, wanted[name]) for name, gradient in again.items() if gradient is not None)
+
+
+@pytest.mark.parametrize("policy", ["VisualParameters", "Everything"])
+def test_the_fused_kernels_count_as_what_they_replace(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU their operators run the torch reference; the counter sees the operator."""
+    counts, fused = [], []
+    monkeypatch.setattr("cupy_kernels.flops.rows", lambda *given: fused.append(given) or rows(*given))
+    for backend in (TORCH, CupyBackend(always=True)):
+        net = tiny_net(QKV_FFN).bfloat16()  # fp32 runs on torch in any case
+        rates = {"VisualParameters": (1e-3, 1e-3), "Everything": (1e-3, 1e-3, 1e-3)}[policy]
+        freeze(net, registry.get("freezing", policy)(*rates).groups(net.router.experts))
+        for _, _, experts in net.backbone.sites():
+            experts.backend = backend
+        with FlopCounter() as counter:
+            loss_and_gradients(net, batch("ttTTT", "tt[i]tTT", "tiTT"))
+        counts.append(counter.total)
+    assert counts[0] == counts[1] and fused, "the operators were used and counted"
 
 
 def test_a_run_tells_its_operations_and_counting_them_changes_nothing(
