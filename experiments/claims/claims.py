@@ -1,7 +1,8 @@
 """What the papers claim, in which grid it is asked, and which differences decide it: written down before any run.
 
 Numbers are those of Mono-InternVL (arXiv 2410.08202) and Mono-InternVL-1.5 (arXiv 2507.12566), partly as others quote
-their tables: 1.8 B parameters and a billion pairs; here it is 135 M parameters and thousands of pictures, so signs are compared, not sizes.
+their tables: 1.8 B parameters and a billion pairs. Here it is 135 M parameters and thousands of pictures, so signs are
+compared, not sizes.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ CLAIMS = (
         "attention_experts",
         "grids/attention_experts.yaml",
         "EViP++ (experts in attention and FFN) is better than EViP (FFN) at equal data, and as good with half of it.",
-        "similar quality with 42 % of the pre-training data, 0.55 against 1.32 billion (Mono-InternVL-1.5); the ablation "
-        "itself was not found",
+        "similar quality with 42 % of the pre-training data, 0.55 against 1.32 billion (Mono-InternVL-1.5); its "
+        "ablation was not found",
         (
             Comparison("equal data", "qkv_ffn", ("ffn",)),
             Comparison("EViP++ with half of the data against EViP with all", "qkv_ffn_half", ("ffn",)),
@@ -138,12 +139,12 @@ CLAIMS = (
         "modular",
         "../modular_vs_monolithic/pair.yaml",
         "A monolithic model is as good as a modular one of the same LLM, at equal data.",
-        "Mono-InternVL-2B / InternVL-1.5-2B: general benchmarks 55.2 / 54.4, VQA 70.1 / 71.7 (averages; Tables 2 and 3)",
+        "Mono-InternVL-2B / InternVL-1.5-2B: general average 55.2 / 54.4, VQA average 70.1 / 71.7 (Tables 2 and 3)",
         (
             Comparison("equal data and parameters", "monolithic", ("modular",)),
             Comparison("equal training FLOPs and parameters", "monolithic", ("modular_equal_flops",)),
         ),
-        "The modular encoder starts from random weights, as no pretrained one can be had offline, while experts start as "
+        "The modular encoder starts from random weights, as none can be had pretrained offline, while experts start as "
         "copies of the LLM: this compares what can be had without vision pre-training, not the papers' models.",
     ),
     Claim(
