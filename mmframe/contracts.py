@@ -21,6 +21,7 @@ from mmframe.kinds import TokenKind
 from mmframe.tile_tokens import described, grid_places
 
 if TYPE_CHECKING:
+    from mmframe.auxiliary import Features
     from mmframe.batch import Batch
     from mmframe.cache import KVCache
     from mmframe.experts import Experts
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 SITES = ("q", "k", "v", "o", "ffn", "attn_norm", "ffn_norm", "q_norm", "k_norm")
 """Names of sites. A backbone has those that its sites() yields; q_norm and k_norm only where q and k have norms."""
+SITE_GROUPS = {"qk_norm": ("q_norm", "k_norm")}
+"""Short names for several sites."""
 
 
 class Component:
@@ -214,11 +217,14 @@ class TrainableGroup:
         match: Shell-style patterns of parameter names, e.g. ``backbone.layers.*.ffn.visual.*``.
         lr: Peak learning rate.
         weight_decay: Overrides the optimisation's weight decay; None keeps it.
+        layers: Layers of the backbone that the patterns may hit: ``all``, ``0-11``, ``-4--1``, ``0-3,8-11``. Names
+            outside of the layers (patch embedder, head) are not concerned.
     """
 
     match: Sequence[str]
     lr: float
     weight_decay: float | None = None
+    layers: str = "all"
 
 
 class FreezingPolicy(Component, ABC):
@@ -259,6 +265,55 @@ class Objective(Component, ABC):
         """Weighted sum of losses and sum of weights, fp32 scalars: sums, not a mean, so that whoever splits a
         batch over micro-batches or ranks divides once, by the total."""
 
+    def weights(self, batch: "Batch") -> Tensor:
+        """Weight of each supervised token, fp32 [S]; their sum is the second of what a call returns."""
+        return torch.ones_like(batch.supervised, dtype=torch.float32)
+
+
+class AuxiliaryLoss(Component, nn.Module, ABC):
+    """A further loss beside the objective, made of what the model computes in the objective's forward.
+
+    It may have parameters of its own (heads). They train with `lr`, are in the Trainer's checkpoints, and never in
+    weights.safetensors: the model does not know of them.
+
+    Args:
+        weight: Factor of the loss beside the objective.
+        lr: Peak learning rate of its own parameters; None where it has none.
+    """
+
+    facts: dict[str, Tensor]
+    """Numbers of the last call that are worth logging beside the loss."""
+
+    def __init__(self, weight: float, lr: float | None = None) -> None:
+        super().__init__()
+        if weight < 0:
+            raise UserError(f"{type(self).__name__}: weight={weight} must not be negative")
+        self.weight, self.lr, self.facts = weight, lr, {}
+
+    def install(self, net: nn.Module, processor: Any) -> None:
+        """Makes what depends on the model's sizes. Called once, before training.
+
+        Args:
+            net: MultimodalLM; is not changed.
+            processor: ChatProcessor, which knows how pixels were normalised.
+
+        Raises:
+            UserError: the model lacks what the loss looks at.
+        """
+
+    @abstractmethod
+    def listens_to(self, net: nn.Module) -> Sequence[str]:
+        """Names of the modules whose outputs it looks at, e.g. ``backbone.layers.3``."""
+
+    @abstractmethod
+    def forward(self, net: nn.Module, batch: "Batch", features: "Features") -> tuple[Tensor, Tensor]:
+        """Of each document of the batch: sum of losses, fp32 [R], and tokens looked at, int64 [R] on the host.
+
+        A loss never mixes documents, so that packing and splits into micro-batches and ranks do not matter. Documents
+        that it does not look at (without images) have zero of both, and where none has any, gradients are zero, not
+        missing. See mmframe.auxiliary.by_document.
+        """
+
 
 def check_fp16(precision: torch.dtype | str) -> None:
     """fp16 overflows in this family of models (the authors confirm NaN): refused by name.
@@ -274,7 +329,9 @@ def check_fp16(precision: torch.dtype | str) -> None:
 
 __all__ = [
     "SITES",
+    "SITE_GROUPS",
     "Adapter",
+    "AuxiliaryLoss",
     "Backbone",
     "Component",
     "ExpertRouter",

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmframe.contracts import TrainableGroup
 from mmframe.errors import UserError, nearest
+from mmframe.layers import within_layers
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ def freeze(model: nn.Module, groups: Mapping[str, TrainableGroup]) -> FreezingRe
     for group, spec in groups.items():
         if isinstance(spec.match, str):
             raise UserError(f"freezing: group {group!r}: match must be a list of patterns, got {spec.match!r}")
+        within = within_layers(names, spec.layers, f"freezing: group {group!r}")
         for pattern in spec.match:
-            matched = [name for name in names if fnmatchcase(name, pattern)]
+            matched = [name for name in within if fnmatchcase(name, pattern)]
             if not matched:
+                where = "" if spec.layers == "all" else f" in layers {spec.layers}"
                 raise UserError(
-                    f"freezing: pattern {pattern!r} of group {group!r} matches no parameter; "
-                    f"{nearest(pattern, _shapes_of_names(names))} see `mmframe components show` of the policy"
+                    f"freezing: pattern {pattern!r} of group {group!r} matches no parameter{where}; "
+                    f"{nearest(pattern, _shapes_of_names(within))} see `mmframe components show` of the policy"
                 )
             for name in matched:
                 if group_of.setdefault(name, group) != group:

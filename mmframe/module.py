@@ -12,17 +12,20 @@ from typing import Any, Literal, Optional
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from mmframe import auxiliary as aux
 from mmframe.batch import Batch
 from mmframe.contracts import (
     Adapter,
+    AuxiliaryLoss,
     Backbone,
     ExpertRouter,
     FreezingPolicy,
     Objective,
     PatchEmbedder,
+    TrainableGroup,
     as_plain,
     check_fp16,
 )
@@ -56,6 +59,7 @@ class MultimodalModule(pl.LightningModule):
             start from their text expert as the router says, beside a text LLM the patch embedder is new, and so are
             layers in front of the pretrained ones where it has none.
         adapter: Trainable additions beside the loaded weights (LoRA); merged into the weights that are handed on.
+        auxiliary: Further losses by name, beside the objective; their own parameters train and are not handed on.
         expert_backend: ``torch``, ``cupy`` (fused kernels, CUDA), or ``auto``: cupy where it was measured to be faster.
     """
 
@@ -70,6 +74,7 @@ class MultimodalModule(pl.LightningModule):
         objective: Optional[Objective] = None,
         init_from: Optional[str] = None,
         adapter: Optional[Adapter] = None,
+        auxiliary: Optional[dict[str, AuxiliaryLoss]] = None,
         expert_backend: Literal["auto", "torch", "cupy"] = "auto",
     ) -> None:
         super().__init__()
@@ -102,6 +107,12 @@ class MultimodalModule(pl.LightningModule):
                 f"model: {type(freezing).__name__} trains none of the {len(added)} tensors that "
                 f"{type(adapter).__name__} adds; take a freezing policy that does: `mmframe components ls freezing`"
             )
+        for name in auxiliary or {}:
+            if not name.isidentifier():
+                raise UserError(f"model.auxiliary: {name!r} is no name for a loss; use letters, digits and _")
+        self.auxiliary: Any = nn.ModuleDict(auxiliary)
+        for loss in self.auxiliary.values():
+            loss.install(self.net, processor)
         self.val_loss = MeanMetric()
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
@@ -153,7 +164,8 @@ class MultimodalModule(pl.LightningModule):
         """Loss of one micro-batch, scaled so that the optimiser step sees sum(loss) / sum(weights) of the whole
         global batch, however it is split over micro-batches and ranks."""
         self._seed_step()
-        total, weight = self.objective(self.net, batch)
+        with aux.listening(self.net, self.auxiliary) as features:
+            total, weight = self.objective(self.net, batch)
         self.step_stats = {
             "tokens": batch.num_tokens,
             "image_tokens": batch.image_slots.numel(),
@@ -162,6 +174,11 @@ class MultimodalModule(pl.LightningModule):
         mean = total / weight.clamp(min=1e-8)
         if batch.supervised.numel():  # a mean of nothing is no loss of 0
             self.log("train/loss", mean.detach(), prog_bar=True, batch_size=batch.supervised.numel())
+        if self.auxiliary:
+            added, logged = aux.total(self.auxiliary, self.net, batch, features, self.objective)
+            total, mean = total + added, mean + added / weight.clamp(min=1e-8)
+            for name, value in logged.items():
+                self.log(f"train/aux/{name}", value, batch_size=batch.supervised.numel())
         if self._whole_batch():
             return mean
         self._weight_seen = weight.detach() if self._weight_seen is None else self._weight_seen + weight.detach()
@@ -220,7 +237,12 @@ class MultimodalModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         named = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        return self.optim.configure(named, self.freezing_report.group_of, self.groups, self._max_steps())
+        group_of, groups = dict(self.freezing_report.group_of), dict(self.groups)
+        for key, loss in self.auxiliary.items():
+            for name, parameter in loss.named_parameters(f"auxiliary.{key}"):
+                named[name], group_of[name] = parameter, f"auxiliary/{key}"
+                groups[f"auxiliary/{key}"] = TrainableGroup([], loss.lr)
+        return self.optim.configure(named, group_of, groups, self._max_steps())
 
     def _max_steps(self) -> int:
         """Optimiser steps of the run: trainer.max_steps, or max_epochs over the rows of our data; -1: not known.
@@ -262,6 +284,8 @@ class MultimodalModule(pl.LightningModule):
             net = copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
             self.adapter.merge(net)
             metadata["adapter"] = self.adapter.spec
+        if self.auxiliary:
+            metadata["auxiliary"] = {name: loss.spec for name, loss in self.auxiliary.items()}
         if self.source is not None:
             metadata["source"] = self.source
         save_weights(net, path, metadata=metadata)

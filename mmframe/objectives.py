@@ -79,6 +79,9 @@ class NextToken(Objective):
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_SV = net(batch).logits
-        weights_S = batch.supervised_counts.float() ** EXPONENTS[self.weighting]
+        weights_S = self.weights(batch)
         ce_S = cross_entropy(logits_SV, batch.labels[batch.supervised])
         return (weights_S * ce_S).sum(), weights_S.sum()
+
+    def weights(self, batch: Batch) -> Tensor:
+        return batch.supervised_counts.float() ** EXPONENTS[self.weighting]

@@ -22,6 +22,7 @@ KINDS = (
     "source",
     "objective",
     "adapter",
+    "auxiliary",
     "checkpoint",
 )
 PLUGIN_GROUP = "mmframe.plugins"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +19,7 @@ from components.patch_embedders.mono import MonoPatchEmbedder
 from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe.batch import IGNORE, Batch, Sample
 from mmframe.checkpoints import TensorLink
-from mmframe.contracts import SITES, Backbone, ExpertRouter, FreezingPolicy, Objective
+from mmframe.contracts import SITES, AuxiliaryLoss, Backbone, ExpertRouter, FreezingPolicy, Objective
 from mmframe.kinds import TokenKind
 from mmframe.model import MultimodalLM
 from mmframe.module import MultimodalModule
@@ -190,6 +191,8 @@ def tiny_module(
     objective: Objective | None = None,
     init_from: str | None = None,
     init: str = "copy",
+    router: ExpertRouter | None = None,
+    auxiliary: dict[str, AuxiliaryLoss] | None = None,
     module_class: type[MultimodalModule] = MultimodalModule,
 ) -> MultimodalModule:
     """A training module with rough weights; default: EViP's first stages over FFN experts."""
@@ -200,12 +203,13 @@ def tiny_module(
     return module_class(
         backbone=backbone,
         patch_embedder=embedder,
-        router=ModalityRouter(sites, init=init) if sites else SharedRouter(),
+        router=router or (ModalityRouter(sites, init=init) if sites else SharedRouter()),
         freezing=freezing or VisualParameters(embedder_lr=1e-2, experts_lr=1e-2),
         processor=ChatProcessor(ByteTokenizer()),
         optim=optim or AdamWSchedule(warmup_steps=1, schedule="constant", weight_decay=0.1),
         objective=objective,
         init_from=init_from,
+        auxiliary=auxiliary,
         expert_backend="torch",
     )
 
@@ -220,11 +224,14 @@ class Recording(MultimodalModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        self.recorded.append({n: p.grad.clone() for n, p in self.net.named_parameters() if p.grad is not None})
+        gradients = {n.removeprefix("net."): p.grad.clone() for n, p in self.named_parameters() if p.grad is not None}
+        self.recorded.append(gradients)
 
 
-def fit(module: MultimodalModule, batches: Sequence[Batch], **options: Any) -> pl.Trainer:
-    """Runs the real Trainer over ready-made micro-batches, once."""
+def fit(
+    module: MultimodalModule, batches: Sequence[Batch], ckpt_path: Path | None = None, **options: Any
+) -> pl.Trainer:
+    """Runs the real Trainer over ready-made micro-batches, once; or what is left of it after a checkpoint."""
     settings: dict[str, Any] = dict(
         accelerator="cpu",
         devices=1,
@@ -236,7 +243,7 @@ def fit(module: MultimodalModule, batches: Sequence[Batch], **options: Any) -> p
         use_distributed_sampler=False,
     )
     trainer = pl.Trainer(**(settings | options))
-    trainer.fit(module, StatefulDataLoader(list(batches), batch_size=None))  # type: ignore[arg-type]
+    trainer.fit(module, StatefulDataLoader(list(batches), batch_size=None), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return trainer
 
 

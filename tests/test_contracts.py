@@ -16,14 +16,28 @@ import pytest
 import torch
 from torch import nn
 
+from components.adapters.gated import GatedBranch
 from components.adapters.lora import LoRA
 from components.backbones.internlm2 import InternLM2
 from components.patch_embedders.mono import MonoPatchEmbedder
 from components.routers.modality import ModalityRouter, SharedRouter
+from components.routers.top_k import TopKRouter
 from mmframe import registry
+from mmframe.auxiliary import listening
+from mmframe.batch import Batch
 from mmframe.catalog import of_kind
 from mmframe.checkpoints import CheckpointFormat, formats
-from mmframe.contracts import SITES, Backbone, Component, ExpertRouter, FreezingPolicy, Objective, PatchEmbedder
+from mmframe.contracts import (
+    SITES,
+    Adapter,
+    AuxiliaryLoss,
+    Backbone,
+    Component,
+    ExpertRouter,
+    FreezingPolicy,
+    Objective,
+    PatchEmbedder,
+)
 from mmframe.convert import export_checkpoint
 from mmframe.data.source import Source
 from mmframe.errors import UserError
@@ -35,6 +49,7 @@ from mmframe.kinds import TokenKind
 from mmframe.loading import build, from_pretrained
 from mmframe.model import MultimodalLM
 from mmframe.optim import AdamWSchedule
+from mmframe.processing import ByteTokenizer, ChatProcessor
 from mmframe.weights import save_weights
 from tests.helpers import (
     ALL_SITES,
@@ -58,13 +73,15 @@ CONTRACTS = {
     "freezing": FreezingPolicy,
     "objective": Objective,
     "optim": AdamWSchedule,
+    "adapter": Adapter,
+    "auxiliary": AuxiliaryLoss,
     "checkpoint": CheckpointFormat,
     "source": Source,
 }
 NO_GRADIENT = {"MonoPatchEmbedder": {"class_embedding"}}
 """Parameters that have no effect by design, so that their gradient is zero (but never missing)."""
-NEEDS_ADAPTER = {"LoRAParameters"}
-"""Freezing policies for a model with an adapter."""
+NEEDS_ADAPTER = {"LoRAParameters": LoRA, "GatedBranchParameters": GatedBranch}
+"""Freezing policies for a model with an adapter, and the adapter."""
 NEEDS_PRE_LAYERS = {"PreLayers"}
 """Freezing policies for a backbone with new layers in front."""
 
@@ -394,7 +411,7 @@ def test_text_only_batches_reach_every_expert_with_a_gradient(cls: type) -> None
 def test_policy_fits_models_with_and_without_experts(cls: type, sites: dict[str, str]) -> None:
     net = tiny_net(sites, backbone=tiny_llama(pre_layers=int(cls.__name__ in NEEDS_PRE_LAYERS)))
     if cls.__name__ in NEEDS_ADAPTER:
-        LoRA().install(net)
+        NEEDS_ADAPTER[cls.__name__]().install(net)
     groups = make(cls).groups(net.router.experts)
     report = freeze(net, groups)
     trainable = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -424,6 +441,14 @@ def test_objective_gives_sums_so_that_a_batch_can_be_split(cls: type) -> None:
 
 
 @every("objective")
+def test_objective_says_what_each_supervised_token_weighs(cls: type) -> None:
+    net, objective, given = net_with_frozen_text(), make(cls), batch("t[i]TT", "[ii]tTTT", "tt[i]/tT/tTT")
+    weights_S = objective.weights(given)
+    assert weights_S.shape == given.supervised.shape and weights_S.dtype == torch.float32
+    torch.testing.assert_close(objective(net, given)[1], weights_S.sum())
+
+
+@every("objective")
 def test_objective_trains_the_patch_embedder(cls: type) -> None:
     net, objective = net_with_frozen_text(), make(cls)
     total, weight = objective(net, batch("t[i]TT", "[ii]tTTT"))
@@ -440,6 +465,66 @@ def test_objective_of_a_batch_without_tokens_is_zero_and_so_are_gradients(cls: t
     assert total == weight == 0
     assert net.get_parameter("patch_embedder.conv.weight").grad is not None
     assert not any(p.grad.any() for p in net.parameters() if p.grad is not None)
+
+
+# ---- auxiliary losses
+
+
+def net_with_a_gate() -> MultimodalLM:
+    """Has all that an auxiliary loss may ask for."""
+    return tiny_net(router=TopKRouter({"ffn": "0-1"}, num_experts=3))
+
+
+def auxiliary_of(cls: type, net: MultimodalLM, given: Batch) -> tuple[AuxiliaryLoss, torch.Tensor, torch.Tensor]:
+    loss = make(cls)
+    loss.install(net, ChatProcessor(ByteTokenizer()))
+    with listening(net, {"it": loss}) as features:
+        net(given)
+    return loss, *loss(net, batch=given, features=features)
+
+
+@every("auxiliary")
+def test_auxiliary_loss_is_of_each_document_alone(cls: type) -> None:
+    net, patterns = net_with_a_gate(), ("t[i]TT", "tTT", "[ii]tTT|tT|i[i]T")
+    loss, sum_R, count_R = auxiliary_of(cls, net, batch(*patterns))
+    assert sum_R.dtype == torch.float32 and count_R.device.type == "cpu"
+    assert sum_R.shape == count_R.shape == (5,) and sum_R.isfinite().all()
+    assert count_R.tolist() == [4, 0, 8, 0, 8] and sum_R.ne(0).tolist() == count_R.ne(0).tolist()
+    parts = [auxiliary_of(cls, net, batch(pattern, seed=seed)) for seed, pattern in enumerate(patterns)]
+    torch.testing.assert_close(sum_R, torch.cat([part[1] for part in parts]), atol=1e-5, rtol=1e-5)
+    assert torch.equal(count_R, torch.cat([part[2] for part in parts]))
+    assert all(value.ndim == 0 for value in loss.facts.values())
+
+
+@every("auxiliary")
+def test_auxiliary_loss_trains_the_model_and_all_of_its_own(cls: type) -> None:
+    net = net_with_a_gate()
+    loss, sum_R, _ = auxiliary_of(cls, net, batch("t[i]TT"))
+    sum_R.sum().backward()
+    gradient = net.get_parameter("patch_embedder.conv.weight").grad
+    assert gradient is not None and gradient.any()
+    assert all(p.grad is not None and p.grad.any() for p in loss.parameters())
+    assert (loss.lr is not None) == bool(list(loss.parameters())), "a rate where something trains"
+
+
+@every("auxiliary")
+@pytest.mark.parametrize("patterns", [("tTT", "tT"), ("", "")], ids=["text", "nothing"])
+def test_auxiliary_loss_without_images_has_zero_and_not_missing_gradients(cls: type, patterns: tuple[str, ...]) -> None:
+    loss, sum_R, count_R = auxiliary_of(cls, net_with_a_gate(), batch(*patterns))
+    assert not sum_R.any() and not count_R.any()
+    sum_R.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in loss.parameters())
+
+
+@every("auxiliary")
+def test_auxiliary_loss_leaves_the_model_as_it_was(cls: type) -> None:
+    net, given = net_with_a_gate(), batch("t[i]TT")
+    before, names = all_logits(net, given), shapes(net)
+    drawn = torch.random.get_rng_state()
+    auxiliary_of(cls, net, given)
+    assert torch.equal(torch.random.get_rng_state(), drawn), "the model beside it would start differently"
+    assert torch.equal(all_logits(net, given), before) and shapes(net) == names
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 # ---- the optimisation component

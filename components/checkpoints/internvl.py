@@ -173,6 +173,8 @@ def _experts_at(router: ExpertRouter) -> dict[str, str] | None:
         return None
     if type(router) is not ModalityRouter or not router.expert_of_kind.equal(ModalityRouter().expert_of_kind):
         raise UserError(f"router {type(router).__name__}: official code sends image tokens alone to visual experts")
+    if router.form != "full":
+        raise UserError(f"router: form {router.form} has no official names; experts of form full can be exported")
     return router.experts_at
 
 

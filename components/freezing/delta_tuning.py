@@ -24,8 +24,9 @@ class TrainOnly(FreezingPolicy):
     """Trains the named groups and freezes all else: the general policy.
 
     Args:
-        train: Name -> ``{match: [patterns], lr: peak rate, weight_decay: override}``. Patterns are shell-style over
-            names such as ``backbone.layers.3.ffn.visual.gate.weight``, ``patch_embedder.conv.weight``.
+        train: Name -> ``{match: [patterns], lr: peak rate, weight_decay: override, layers: 0-11}``, the last two if
+            wanted. Patterns are shell-style over names such as ``backbone.layers.3.ffn.visual.gate.weight``,
+            ``patch_embedder.conv.weight``; `layers` says which layers of the backbone they may hit.
     """
 
     toy_args = {"train": {"embedder": {"match": ["patch_embedder.*"], "lr": 1e-3}}}
@@ -83,16 +84,19 @@ class VisualAndAttention(VisualParameters):
         embedder_lr: Peak rate of the patch embedder.
         experts_lr: Peak rate of the experts.
         attention_lr: Peak rate of the pretrained attention.
+        attention_layers: Layers whose attention trains: all, 0-11, -4--1, 0-3,8-11.
     """
 
     toy_args = {"embedder_lr": 1e-3, "experts_lr": 1e-3, "attention_lr": 1e-4}
 
-    def __init__(self, embedder_lr: float, experts_lr: float, attention_lr: float) -> None:
+    def __init__(
+        self, embedder_lr: float, experts_lr: float, attention_lr: float, attention_layers: str = "all"
+    ) -> None:
         super().__init__(embedder_lr, experts_lr)
-        self.attention_lr = attention_lr
+        self.attention = TrainableGroup(TEXT_ATTENTION, attention_lr, layers=attention_layers)
 
     def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
-        return super().groups(experts) | {"attention": TrainableGroup(TEXT_ATTENTION, self.attention_lr)}
+        return super().groups(experts) | {"attention": self.attention}
 
 
 @register("freezing")
@@ -103,17 +107,19 @@ class Everything(FreezingPolicy):
         text_lr: Peak rate of the pretrained LLM.
         embedder_lr: Peak rate of the patch embedder.
         experts_lr: Peak rate of the experts.
+        text_layers: Layers of the LLM that train: all, 0-11, -4--1, 0-3,8-11; embedding, final norm and head always do.
     """
 
     toy_args = {"text_lr": 1e-4, "embedder_lr": 1e-3, "experts_lr": 1e-3}
 
-    def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float) -> None:
+    def __init__(self, text_lr: float, embedder_lr: float, experts_lr: float, text_layers: str = "all") -> None:
         self.text_lr, self.embedder_lr, self.experts_lr = text_lr, embedder_lr, experts_lr
+        self.text_layers = text_layers
 
     def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
         text = ["backbone.*.text.*", "backbone.[!l]*"]  # [!l]: embedding, final norm, head; not layers
         groups = {
-            "text": TrainableGroup(text, self.text_lr),
+            "text": TrainableGroup(text, self.text_lr, layers=self.text_layers),
             "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
         }
         return groups | visual_experts(experts, self.experts_lr)

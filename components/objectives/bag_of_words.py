@@ -45,12 +45,16 @@ class BagOfWords(Objective):
         mean_RD = mean_RD.index_add(0, document_T[batch.image_slots], visual_ND)
         cosine_RV = F.normalize(mean_RD, dim=-1) @ self._words(net).T
         logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
-        labels_S = batch.labels[batch.supervised]
-        weights_S = torch.ones_like(labels_S, dtype=torch.float32)
-        for ignored in self.ignore_ids:
-            weights_S = weights_S * (labels_S != ignored)
+        labels_S, weights_S = batch.labels[batch.supervised], self.weights(batch)
         ce_S = -logp_RV[document_T[batch.supervised], labels_S]
         return (weights_S * ce_S).sum(), weights_S.sum()
+
+    def weights(self, batch: Batch) -> Tensor:
+        labels_S = batch.labels[batch.supervised]
+        weights_S = super().weights(batch)
+        for ignored in self.ignore_ids:
+            weights_S = weights_S * (labels_S != ignored)
+        return weights_S
 
     def _words(self, net: nn.Module) -> Tensor:
         """Token embeddings of length one, fp32 [V, D]; computed once, so they must be frozen."""

@@ -1,35 +1,18 @@
 """Static routing by token kind: the multimodal mixture of experts of Mono-InternVL."""
 
-import re
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmframe.contracts import SITES, Backbone, ExpertRouter
+from components.routers.low_rank import low_rank_expert
+from mmframe.contracts import SITE_GROUPS, SITES, Backbone, ExpertRouter
 from mmframe.errors import UserError, nearest
-from mmframe.experts import new_expert
+from mmframe.experts import Experts, new_expert
 from mmframe.kinds import TokenKind
+from mmframe.layers import parse_layers
 from mmframe.plan import Plan
 from mmframe.registry import register
-
-
-def parse_layers(selector: str, num_layers: int) -> range:
-    """``all``, ``12-23``, ``0-22/2`` (every second), ``-8--1`` (the last eight) -> layer indices.
-
-    Raises:
-        UserError: not of that form, or outside the model.
-    """
-    if selector == "all":
-        return range(num_layers)
-    match = re.fullmatch(r"(-?\d+)(?:-(-?\d+))?(?:/(\d+))?", selector)
-    if not match:
-        raise UserError(f"router: layers {selector!r} not understood; use all, 5, 12-23, 0-22/2 or -8--1")
-    first = int(match[1])
-    last = first if match[2] is None else int(match[2])
-    first, last = (i + num_layers if i < 0 else i for i in (first, last))
-    if not 0 <= first <= last < num_layers:
-        raise UserError(f"router: layers {selector!r} are outside the backbone's 0..{num_layers - 1}")
-    return range(first, last + 1, int(match[3] or 1))
 
 
 @register("router")
@@ -37,13 +20,18 @@ class ModalityRouter(ExpertRouter):
     """Every token goes to the expert of its kind; nothing is learned, no auxiliary loss.
 
     Mono-InternVL: FFN experts; boundary tokens count as text. Mono-InternVL-1.5: FFN and q, k, v experts; o and
-    the norms stay shared (both are switches here: add them to `experts_at`).
+    the norms stay shared (both are switches here: add them to `experts_at`). A low-rank expert is LoRA's addition
+    (Hu et al., arXiv 2106.09685) for visual tokens alone, as in InternLM-XComposer2 ("Partial LoRA", arXiv 2401.16420).
 
     Args:
         experts_at: Site -> layers that have a visual expert there. Sites: q, k, v, o, ffn, attn_norm, ffn_norm, and
-            q_norm, k_norm of backbones with norms of q and k (Qwen3). Layers: all, 5, 12-23, 0-22/2, -8--1.
+            q_norm, k_norm (both: qk_norm) of backbones with norms of q and k (Qwen3). Layers: all, 5, 12-23, 0-22/2,
+            -8--1, 0-3,8-11.
         init: New experts start as a ``copy`` of the text expert (the paper), ``zero`` or ``random``.
         visual_kinds: Token kinds that go to the visual expert; all others go to the text expert.
+        form: ``full``: weights of their own. ``low_rank``: the text expert's linear layers, shared, plus B A x with B
+            zero at first; the vectors of norms are copied.
+        rank: Of A and B in the low-rank form.
     """
 
     experts = ("text", "visual")
@@ -53,12 +41,15 @@ class ModalityRouter(ExpertRouter):
         experts_at: dict[str, str] | None = None,
         init: str = "copy",
         visual_kinds: list[str] | None = None,
+        form: Literal["full", "low_rank"] = "full",
+        rank: int = 16,
     ) -> None:
-        self.experts_at = {"ffn": "all"} if experts_at is None else dict(experts_at)
-        self.init = init
-        for site in self.experts_at:
-            if site not in SITES:
-                raise UserError(f"router: no site {site!r}; {nearest(site, SITES)} sites: {', '.join(SITES)}")
+        self.experts_at = _sites({"ffn": "all"} if experts_at is None else experts_at)
+        if form not in ("full", "low_rank") or rank < 1:
+            raise UserError(f"router: form={form!r} must be full or low_rank, rank={rank} at least 1")
+        if form == "low_rank" and init != "copy":
+            raise UserError(f"router: form low_rank starts as the text expert that it shares, init={init!r} cannot be")
+        self.init, self.form, self.rank = init, form, rank
         names = [kind.name.lower() for kind in TokenKind]
         table = torch.zeros(len(TokenKind), dtype=torch.int64, device="cpu")  # plans are made on the host
         for kind in ["image", "query"] if visual_kinds is None else visual_kinds:
@@ -86,7 +77,27 @@ class ModalityRouter(ExpertRouter):
         layers = {site: parse_layers(which, backbone.num_layers) for site, which in self.experts_at.items()}
         for index, site, experts in backbone.sites():
             if index in layers.get(site, ()):
-                experts["visual"] = new_expert(experts["text"], self.init)
+                experts["visual"] = self.visual_expert(site, experts)
+
+    def visual_expert(self, site: str, experts: Experts) -> nn.Module:
+        """The new expert of one site."""
+        if self.form == "low_rank":
+            return low_rank_expert(experts, self.rank)
+        return new_expert(experts["text"], self.init)
+
+
+def _sites(given: dict[str, str]) -> dict[str, str]:
+    """Site -> layers, with the short names written out."""
+    names = (*SITES, *SITE_GROUPS)
+    out: dict[str, str] = {}
+    for name, layers in given.items():
+        if name not in names:
+            raise UserError(f"router: no site {name!r}; {nearest(name, names)} sites: {', '.join(names)}")
+        for site in SITE_GROUPS.get(name, (name,)):
+            if site in out:
+                raise UserError(f"router: layers of site {site} are given twice, as {site} and as {name}")
+            out[site] = layers
+    return out
 
 
 @register("router")

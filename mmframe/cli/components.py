@@ -12,6 +12,9 @@ from mmframe.registry import KINDS
 USAGE = """usage: mmframe components ls [KIND]     names and first lines
        mmframe components show NAME     docs, arguments, defaults"""
 
+NAMED = {"source": "data.init_args.sources", "auxiliary": "model.auxiliary"}
+"""Kinds of which a recipe has several, each by a name of its own, and where."""
+
 
 def main(words: list[str]) -> int:
     """Runs `mmframe components ...`."""
@@ -58,10 +61,10 @@ def show(words: list[str]) -> int:
     section = "data" if entry.kind == "data" else f"model.{entry.kind}"
     if entry.kind == "tokenizer":
         section = "model.processor.tokenizer"
-    if entry.kind == "source":
+    if entry.kind in NAMED:
         needed = next((name for name, argument in arguments.items() if argument.required), None)
         arguments_text = f"init_args: {{{needed}: ...}}" if needed else "init_args: {}"
-        print(f"\nin a recipe, under data.init_args.sources:\n  NAME: {{class_path: {entry.name}, {arguments_text}}}")
+        print(f"\nin a recipe, under {NAMED[entry.kind]}:\n  NAME: {{class_path: {entry.name}, {arguments_text}}}")
         return 0
     if entry.kind == "checkpoint":
         print("\nchosen by config.json:\n  mmframe import SRC DST")

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from components.adapters.lora import LoRA
-from components.freezing.lora import LoRAParameters
+from components.freezing.additions import LoRAParameters
 from components.routers.modality import SharedRouter
 from mmframe.batch import Batch
 from mmframe.errors import UserError

@@ -13,9 +13,10 @@ import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import destroy_process_group
 
+from components.auxiliary.teacher_features import TeacherFeatures
 from mmframe.batch import Batch
 from mmframe.objectives import NextToken, Weighting
-from tests.helpers import QKV_FFN, Recording, batch, fit, mixed_batch, tiny_module
+from tests.helpers import QKV_FFN, Recording, batch, fit, mixed_batch, roughen, tiny_embedder, tiny_module
 
 STEPS: list[tuple[Batch, Batch]] = [
     (batch("tttTTT"), batch("tt[i]TT", "t[ii]tTTTT")),  # text-only, mixed
@@ -26,8 +27,19 @@ STEPS: list[tuple[Batch, Batch]] = [
     (batch("tT", "tTTTT", seed=9), batch("", "")),
 ]
 """What each of the two ranks sees, one micro-batch after another."""
-RUNS: list[tuple[Weighting, int]] = [("token", 1), ("sample", 1), ("sqrt", 2)]
-"""Weighting of the loss, micro-batches of a step."""
+RUNS: list[tuple[Weighting, int, bool]] = [("token", 1, False), ("sample", 1, False), ("sqrt", 2, True)]
+"""Weighting of the loss, micro-batches of a step, whether an auxiliary loss with a head stands beside it."""
+
+
+def ranked_module(weighting: Weighting, with_teacher: bool) -> Recording:
+    teacher = None
+    if with_teacher:
+        embedder = tiny_embedder(hidden_size=6)
+        roughen(embedder)
+        teacher = {"teacher": TeacherFeatures(embedder=embedder, layers="0")}
+    module = tiny_module(QKV_FFN, objective=NextToken(weighting), auxiliary=teacher, module_class=Recording)
+    assert isinstance(module, Recording)
+    return module
 
 
 def train(rank: int, port: int, folder: str) -> None:
@@ -37,13 +49,13 @@ def train(rank: int, port: int, folder: str) -> None:
     )
     torch.set_num_threads(1)
     results = []
-    for weighting, accumulate in RUNS:
-        module = tiny_module(QKV_FFN, objective=NextToken(weighting), module_class=Recording)
-        assert isinstance(module, Recording)
+    for weighting, accumulate, with_teacher in RUNS:
+        module = ranked_module(weighting, with_teacher)
         strategy = DDPStrategy(process_group_backend="gloo", timeout=datetime.timedelta(seconds=120))
         micro_batches = [step[rank] for step in STEPS]
         fit(module, micro_batches, devices=2, strategy=strategy, accumulate_grad_batches=accumulate)
-        results.append({"weights": module.net.state_dict(), "gradients": module.recorded})
+        weights = module.net.state_dict() | module.auxiliary.state_dict(prefix="auxiliary.")
+        results.append({"weights": weights, "gradients": module.recorded})
     torch.save(results, Path(folder, f"rank{rank}.pt"))
     destroy_process_group()
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from components.backbones.decoder import FFN, RMSNorm
-from components.routers.modality import ModalityRouter, SharedRouter, parse_layers
+from components.routers.modality import ModalityRouter, SharedRouter
 from mmframe.errors import UserError
 from mmframe.experts import Experts, new_expert
 from mmframe.generation import generate
 from mmframe.kinds import TokenKind
+from mmframe.layers import parse_layers
 from mmframe.plan import Plan
 from tests.helpers import (
     ALL_SITES,

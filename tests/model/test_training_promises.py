@@ -16,6 +16,7 @@ from mmframe.batch import COLUMNS, Batch, Sample
 from mmframe.contracts import FreezingPolicy, TrainableGroup
 from mmframe.errors import UserError
 from mmframe.freezing import freeze
+from mmframe.layers import layer_of
 from mmframe.model import MultimodalLM
 from mmframe.objectives import NextToken, Weighting
 from mmframe.optim import AdamWSchedule, MasterAdamW
@@ -32,7 +33,7 @@ from tests.helpers import (
     tiny_module,
     tiny_net,
 )
-from tests.model.ranks import RUNS, STEPS, train_two_ranks
+from tests.model.ranks import RUNS, STEPS, ranked_module, train_two_ranks
 
 # ---- what trains (P14)
 
@@ -117,6 +118,38 @@ def test_a_parameter_that_two_groups_claim_raises() -> None:
     }
     with pytest.raises(UserError, match=r"0\.ffn\.visual\.gate\.weight is claimed by groups 'experts' and 'ffn'"):
         freeze(tiny_net(), groups)
+
+
+def test_layers_say_which_layers_a_pattern_may_hit() -> None:
+    groups = {
+        "first": TrainableGroup(["backbone.layers.*.visual.*", "patch_embedder.*"], 1e-3, layers="0"),
+        "rest": TrainableGroup(["backbone.layers.*.ffn.visual.*"], 1e-4, layers="1,-1"),
+    }
+    net = tiny_net(QKV_FFN)
+    group_of = freeze(net, groups).group_of
+    assert {layer_of(name) for name, group in group_of.items() if group == "first"} == {0, None}
+    assert {layer_of(name) for name, group in group_of.items() if group == "rest"} == {1, 2}
+    assert not any(".q.visual." in name for name, group in group_of.items() if group == "rest")
+
+
+def test_layers_that_hold_nothing_or_are_not_there_or_overlap_raise() -> None:
+    net, match = tiny_net({"ffn": "0"}), ["backbone.layers.*.ffn.visual.*"]
+    with pytest.raises(UserError, match=r"group 'late' matches no parameter in layers 1-2; "):
+        freeze(net, {"late": TrainableGroup(match, 1e-3, layers="1-2")})
+    with pytest.raises(UserError, match=r"freezing: group 'far': layers '3' are outside the backbone's 0\.\.2"):
+        freeze(net, {"far": TrainableGroup(match, 1e-3, layers="3")})
+    with pytest.raises(UserError, match="is claimed by groups 'one' and 'two'"):
+        freeze(net, {"one": TrainableGroup(match, 1e-3), "two": TrainableGroup(match, 1e-3, layers="0-1")})
+
+
+def test_stages_take_layers_too() -> None:
+    net = tiny_net(QKV_FFN)
+    attention = VisualAndAttention(1e-3, 1e-3, 1e-4, attention_layers="-1").groups(net.router.experts)
+    trained = {name for name, group in freeze(net, attention).group_of.items() if group == "attention"}
+    assert {layer_of(name) for name in trained} == {2}
+    everything = Everything(1e-3, 1e-3, 1e-3, text_layers="0-1").groups(net.router.experts)
+    trained = {name for name, group in freeze(net, everything).group_of.items() if group == "text"}
+    assert {layer_of(name) for name in trained} == {0, 1, None}
 
 
 def test_a_pattern_given_as_a_word_raises() -> None:
@@ -275,11 +308,11 @@ def test_token_weights_are_exact_when_the_trainer_casts_the_batch_to_bf16(weight
 def test_two_ranks_with_any_mix_of_batches_train_alike(tmp_path: Path) -> None:
     """P17 and P21 over ranks: no hang, the same weights on both, the gradients of one process that sees all rows."""
     ranks = train_two_ranks(tmp_path)
-    for (weighting, accumulate), first, second in zip(RUNS, *ranks, strict=True):
+    for (weighting, accumulate, with_teacher), first, second in zip(RUNS, *ranks, strict=True):
         assert differing(first["weights"], second["weights"]) == set()
-        module = tiny_module(QKV_FFN, objective=NextToken(weighting), module_class=Recording)
+        module = ranked_module(weighting, with_teacher)
         fit(module, [joined(STEPS[i : i + accumulate]) for i in range(0, len(STEPS), accumulate)])
-        assert isinstance(module, Recording) and len(first["gradients"]) == len(STEPS) // accumulate
+        assert len(first["gradients"]) == len(STEPS) // accumulate
         for step, (ours, expected) in enumerate(zip(first["gradients"], module.recorded, strict=True)):
             # after a step of AdamW the weights differ by what it makes of rounding in gradients next to zero
             check_same_gradients(ours, expected, 1e-6 if step == 0 else 1e-3)

@@ -1,8 +1,9 @@
-"""Adapters: what every one of them promises (over the registry), and LoRA in particular."""
+"""Adapters: what every one of them promises (over the registry), and what each does."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from components.adapters.lora import LoRA, LoRALinear, adapted
+from components.adapters.gated import GatedBranch, GatedLinear
+from components.adapters.linear import adapted
+from components.adapters.lora import LoRA, LoRALinear
+from components.freezing.additions import GatedBranchParameters, LoRAParameters
 from components.freezing.delta_tuning import Everything, VisualParameters
-from components.freezing.lora import LoRAParameters
 from components.routers.modality import ModalityRouter
 from mmframe import registry
 from mmframe.contracts import Adapter, FreezingPolicy
 from mmframe.errors import UserError
+from mmframe.layers import layer_of
 from mmframe.loading import build, load
 from mmframe.module import MultimodalModule
 from mmframe.optim import AdamWSchedule
@@ -236,3 +240,41 @@ def test_the_next_stage_starts_from_the_merged_weights(tmp_path: Path) -> None:
     following.net.eval()
     given = mixed_batch(seed=9)
     torch.testing.assert_close(all_logits(following.net, given), all_logits(module.net, given), atol=1e-5, rtol=1e-5)
+
+
+# ---- layers, gated branches
+
+
+@adapters
+def test_layers_say_where_the_patterns_may_hit(cls: type) -> None:
+    net = tiny_net()
+    cls(layers="0,-1").install(net)
+    assert {layer_of(name) for name, _ in adapted(net)} == {0, 2}
+    with pytest.raises(UserError, match=r"matches no linear layer of the backbone's layers 1-2 or"):
+        cls(layers="1-2", match=["backbone.layers.0.ffn.text.up"]).install(tiny_net())
+
+
+def test_a_branch_is_behind_the_tanh_of_its_gate() -> None:
+    layer = GatedLinear(nn.Linear(6, 5), std=0.5)
+    x = torch.randn(4, 6)
+    layer(x).square().sum().backward()
+    assert layer.branch_gate.grad is not None and layer.branch_gate.grad.any(), "the gate can open"
+    nn.init.constant_(layer.branch_gate, 0.7)
+    expected = x @ (layer.weight + math.tanh(0.7) * layer.branch_weight).T + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.merged()(x), expected)
+
+
+def test_gated_branches_train_alone_and_are_handed_on_merged(tmp_path: Path) -> None:
+    module = lora_module(GatedBranch(), GatedBranchParameters(lr=1e-2))
+    before = snapshot(module.net)
+    fit(module, [mixed_batch(seed=s) for s in range(2)])
+    changed = differing(before, snapshot(module.net))
+    assert changed == {name for name in before if ".branch_" in name}
+    assert {name.partition("layers.0.")[2] for name in changed if ".layers.0." in name} == {
+        f"ffn.text.{part}.branch_{kind}" for part in ("up", "down") for kind in ("weight", "gate")
+    }
+    module.net.eval()
+    module.save_weights(tmp_path / "weights.safetensors")
+    loaded, given = load(tmp_path), mixed_batch(seed=9)
+    torch.testing.assert_close(all_logits(loaded.net, given), all_logits(module.net, given), atol=1e-5, rtol=1e-5)
