@@ -10,6 +10,13 @@ from mmframe.checkpoints import TensorLink
 from mmframe.errors import UserError
 
 
+def patches(tiles: Tensor, edge: int) -> Tensor:
+    """Cuts tiles [n, 3, rows * edge, columns * edge] into patches [n, rows, columns, 3, edge, edge]."""
+    n, channels, height, width = tiles.shape
+    cut = tiles.reshape(n, channels, height // edge, edge, width // edge, edge)
+    return cut.permute(0, 2, 4, 1, 3, 5)
+
+
 def shuffle_block(downsample: float, version: str) -> int:
     """Edge of the blocks that a pixel shuffle of this ratio merges: 0.5 -> 2.
 

@@ -42,7 +42,7 @@ def load_encoder(embedder: InternViT, path: Path) -> None:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"patch_embedder: weights={path} is no safetensors file and no folder with one")
-    official = {link.theirs: link.ours[0] for link in embedder.tensor_map()}
+    official = {link.theirs: link.ours[0] for link in embedder.links()}
     official |= {name.removeprefix("vision_model."): ours for name, ours in official.items()}
     state: dict[str, Tensor] = {}
     for file in map(SafetensorsFile, files):

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from components.backbones.decoder import RMSNorm
 from components.patch_embedders.common import (
     EMBEDDING_LINKS,
     PROJECTOR_LINKS,
@@ -23,80 +20,17 @@ from components.patch_embedders.common import (
     projector,
     shuffle_block,
 )
+from components.patch_embedders.grid import GridEmbedder
 from components.patch_embedders.hf_config import embedder_arguments
 from components.patch_embedders.intern_weights import load_encoder
+from components.patch_embedders.layers import NORMS, Layer
 from mmframe.checkpoints import TensorLink, refuse
-from mmframe.contracts import PatchEmbedder, whole_tokens
-from mmframe.errors import UserError, suggest
+from mmframe.errors import UserError
 from mmframe.registry import register
-
-NORMS = {"layer_norm": nn.LayerNorm, "rms_norm": RMSNorm}
-
-
-class Attention(nn.Module):
-    """Every token of a tile sees every other. The norms of q and k go over all heads together, and are RMSNorms
-    whatever the norms of the layer are (REF modeling_intern_vit.py)."""
-
-    def __init__(self, channels: int, num_heads: int, qkv_bias: bool, qk_norm: bool, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self.q_norm = RMSNorm(channels, eps) if qk_norm else None
-        self.k_norm = RMSNorm(channels, eps) if qk_norm else None
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x_nKC: Tensor) -> Tensor:
-        q, k, v = self.qkv(x_nKC).chunk(3, dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y_nHKd = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y_nHKd.transpose(1, 2).flatten(2))
-
-
-class MLP(nn.Module):
-    """fc2(gelu(fc1 x)), with the exact GELU."""
-
-    def __init__(self, channels: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, channels)
-
-    def forward(self, x_nKC: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x_nKC)))
-
-
-class Layer(nn.Module):
-    """x += ls1 * attn(norm1 x); x += ls2 * mlp(norm2 x)."""
-
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        intermediate_size: int,
-        norm: str,
-        eps: float,
-        qkv_bias: bool,
-        qk_norm: bool,
-        layer_scale: float,
-        drop_path: float,
-    ) -> None:
-        super().__init__()
-        self.norm1 = NORMS[norm](channels, eps=eps)
-        self.attn = Attention(channels, num_heads, qkv_bias, qk_norm, eps)
-        self.ls1 = nn.Parameter(torch.full((channels,), layer_scale))
-        self.norm2 = NORMS[norm](channels, eps=eps)
-        self.mlp = MLP(channels, intermediate_size)
-        self.ls2 = nn.Parameter(torch.full((channels,), layer_scale))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_nKC: Tensor) -> Tensor:
-        x_nKC = x_nKC + self.drop_path(self.attn(self.norm1(x_nKC)) * self.ls1)
-        return x_nKC + self.drop_path(self.mlp(self.norm2(x_nKC)) * self.ls2)
 
 
 @register("patch_embedder")
-class InternViT(PatchEmbedder):
+class InternViT(GridEmbedder):
     """InternViT -> pixel shuffle -> LayerNorm, Linear, GELU, Linear: the patch embedder of InternVL-1.5.
 
     Pair it with SharedRouter for the modular baseline. Defaults are InternViT-300M-448px with the projector of
@@ -123,6 +57,7 @@ class InternViT(PatchEmbedder):
         gradient_checkpointing: Layers are computed again in the backward: less activation memory, a third more time.
         weights: A safetensors file or folder of an InternViT, with official names (OpenGVLab/InternViT-300M-448px) or
             timm's, to start from; a projector in it is taken too. null: random.
+        around: Of GridEmbedder.
     """
 
     toy_args = dict(image_size=8, patch_size=2, channels=16, num_layers=2, num_heads=2, intermediate_size=24)
@@ -147,20 +82,16 @@ class InternViT(PatchEmbedder):
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
         weights: str | None = None,
+        **around: Any,
     ) -> None:
-        super().__init__()
-        if norm not in NORMS:
-            raise UserError(f"patch_embedder: norm={norm!r} is not known; {suggest(norm, NORMS)}")
-        if channels % num_heads:
-            raise UserError(f"patch_embedder: channels {channels} do not divide into {num_heads} heads")
+        block = shuffle_block(downsample, shuffle_version)
+        super().__init__(hidden_size, image_size, patch_size * block, **around)
         if not -num_layers - 1 <= select_layer <= num_layers:
             raise UserError(
                 f"patch_embedder: select_layer={select_layer} is outside of {-num_layers - 1}..{num_layers} "
                 f"of {num_layers} layers"
             )
-        self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size
-        self.block, self.shuffle_version = shuffle_block(downsample, shuffle_version), shuffle_version
-        self.num_tokens(image_size, image_size)
+        self.patch_size, self.block, self.shuffle_version = patch_size, block, shuffle_version
         self.depth = select_layer if select_layer >= 0 else num_layers + 1 + select_layer
         self.gradient_checkpointing = gradient_checkpointing
         self.conv = nn.Conv2d(3, channels, patch_size, stride=patch_size)
@@ -207,12 +138,9 @@ class InternViT(PatchEmbedder):
             drop_path=vision.get("drop_path_rate", 0.0),
         )
 
-    def num_tokens(self, height: int, width: int) -> int:
-        return whole_tokens(height, width, self.patch_size * self.block)
-
     def encode(self, tiles: Tensor) -> Tensor:
         """Tiles [n, 3, h, w] -> hidden states of the selected layer [n, K, C], class token first."""
-        x = self.conv(tiles.to(self.conv.weight.dtype))
+        x = self.conv(tiles)
         x = x + grid_positions(self.position[:, 1:], *x.shape[2:])
         first = (self.class_embedding + self.position[:, :1]).expand(len(x), -1, -1)
         x_nKC = torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1)
@@ -231,16 +159,24 @@ class InternViT(PatchEmbedder):
             return checkpoint(layer, x_nKC, use_reentrant=False)  # type: ignore[return-value]
         return layer(x_nKC)
 
-    def forward(self, tiles: Tensor) -> Tensor:
+    def tokens(self, tiles: Tensor) -> Tensor:
         n, _, height, width = tiles.shape
         if n == 0:  # encode a blank tile and keep none of it: zero gradients, and the same calls as on other ranks
-            return self(tiles.new_zeros(1, 3, self.image_size, self.image_size))[:0]
-        self.num_tokens(height, width)
+            return self.tokens(tiles.new_zeros(1, 3, height, width))[:0]
         x = self.encode(tiles)[:, 1:].unflatten(1, (height // self.patch_size, width // self.patch_size))
-        return self.mlp(pixel_shuffle(x, self.block, self.shuffle_version).flatten(0, 2))
+        return self.arranged(self.mlp(pixel_shuffle(x, self.block, self.shuffle_version)))
 
     def tensor_map(self) -> list[TensorLink]:
-        """Official tensors <-> our parameters."""
+        """Official tensors <-> our parameters.
+
+        Raises:
+            UserError: an option that the official layout has no place for.
+        """
+        self.refuse_in_official_layout()
+        return self.links()
+
+    def links(self) -> list[TensorLink]:
+        """The official names of the encoder and the projector, whatever else there is."""
         layers = [
             TensorLink(f"vision_model.encoder.layers.{name}", (f"layers.{name}",))
             for name, _ in self.layers.named_parameters()

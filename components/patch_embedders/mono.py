@@ -6,7 +6,6 @@ n tiles, C embedding channels of the conv, g grid side, N visual tokens, D hidde
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.patch_embedders.common import (
@@ -17,15 +16,14 @@ from components.patch_embedders.common import (
     projector,
     shuffle_block,
 )
+from components.patch_embedders.grid import GridEmbedder
 from components.patch_embedders.hf_config import embedder_arguments
 from mmframe.checkpoints import TensorLink, refuse
-from mmframe.contracts import PatchEmbedder, whole_tokens
-from mmframe.errors import UserError
 from mmframe.registry import register
 
 
 @register("patch_embedder")
-class MonoPatchEmbedder(PatchEmbedder):
+class MonoPatchEmbedder(GridEmbedder):
     """x_v = MLP(PatchEmbed(I) + PE): one visual token per (patch_size / downsample)^2 pixels.
 
     Conv2d with stride = kernel = patch_size -> + learned positions (bicubic interpolation to other grids) -> pixel
@@ -41,9 +39,8 @@ class MonoPatchEmbedder(PatchEmbedder):
         shuffle_version: ``v2`` (released models) or ``v1``.
         class_slot: Keep the class embedding and row 0 of the positions of the released checkpoints; neither has
             an effect on the output.
-        output_rms: Every visual token is scaled to this RMS, that of the backbone's token embeddings (0.13 for
-            SmolLM2), so that a fresh embedder speaks at the volume of text. null: as released, no scaling.
         position_std: Standard deviation of the initial positions.
+        around: Of GridEmbedder.
     """
 
     toy_args = dict(image_size=8, patch_size=2, channels=8)
@@ -57,14 +54,12 @@ class MonoPatchEmbedder(PatchEmbedder):
         downsample: float = 0.5,
         shuffle_version: str = "v2",
         class_slot: bool = True,
-        output_rms: float | None = None,
         position_std: float = 0.02,
+        **around: Any,
     ) -> None:
-        super().__init__()
-        self.hidden_size, self.image_size, self.patch_size = hidden_size, image_size, patch_size
-        self.block, self.shuffle_version = shuffle_block(downsample, shuffle_version), shuffle_version
-        self.output_rms = output_rms
-        self.num_tokens(image_size, image_size)
+        block = shuffle_block(downsample, shuffle_version)
+        super().__init__(hidden_size, image_size, patch_size * block, **around)
+        self.patch_size, self.block, self.shuffle_version = patch_size, block, shuffle_version
         cells = (image_size // patch_size) ** 2
         self.conv = nn.Conv2d(3, channels, patch_size, stride=patch_size)
         self.class_embedding = nn.Parameter(torch.zeros(1, 1, channels)) if class_slot else None
@@ -83,9 +78,6 @@ class MonoPatchEmbedder(PatchEmbedder):
         refuse(config, {"select_layer": (-1,)})  # there are no layers to select from
         return embedder_arguments(config)
 
-    def num_tokens(self, height: int, width: int) -> int:
-        return whole_tokens(height, width, self.patch_size * self.block)
-
     def positions(self, rows: int, columns: int) -> Tensor:
         """Learned positions [1, C, rows, columns]."""
         if self.class_embedding is None:
@@ -93,17 +85,11 @@ class MonoPatchEmbedder(PatchEmbedder):
         # the class embedding has no effect, but a gradient of zero in place of none: DDP waits for all
         return grid_positions(self.position[:, 1:] + 0 * self.class_embedding, rows, columns)
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        n, _, height, width = tiles.shape
-        if n == 0:  # convolve nothing, of the right size: zero gradients instead of missing ones
-            height = width = self.image_size
-            tiles = tiles.new_zeros(0, 3, height, width)
-        self.num_tokens(height, width)
-        x = self.conv(tiles.to(self.conv.weight.dtype))
+    def tokens(self, tiles: Tensor) -> Tensor:
+        x = self.conv(tiles)
         x = x + self.positions(*x.shape[2:])
         x = pixel_shuffle(x.permute(0, 2, 3, 1), self.block, self.shuffle_version)
-        y_ND = self.mlp(x.flatten(0, 2))
-        return y_ND if self.output_rms is None else F.rms_norm(y_ND, (self.hidden_size,)) * self.output_rms
+        return self.arranged(self.mlp(x))
 
     def tensor_map(self) -> list[TensorLink]:
         """Official tensors <-> our parameters.
@@ -111,9 +97,5 @@ class MonoPatchEmbedder(PatchEmbedder):
         Raises:
             UserError: an option that the official layout has no place for.
         """
-        if self.class_embedding is None or self.output_rms is not None:
-            raise UserError(
-                f"patch_embedder: class_slot={self.class_embedding is not None}, output_rms={self.output_rms} has no "
-                "place in the official layout, which knows class_slot=true and output_rms=null"
-            )
+        self.refuse_in_official_layout(**({"class_slot": False} if self.class_embedding is None else {}))
         return EMBEDDING_LINKS + PROJECTOR_LINKS

@@ -19,7 +19,7 @@ WIDTH, TILE, MARGIN, SIZE = 1400, 96, 14, 15
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring tokens that are drawn as one box: a token of text, or a run of image slots."""
+    """Neighbouring tokens that are drawn as one box: a token of text, or all slots of an image."""
 
     text: str
     colour: str
@@ -53,18 +53,20 @@ def pieces(row: Sample, document: int, processor: ChatProcessor) -> list[Piece]:
     """
     here = np.flatnonzero((row.docs == document).numpy())
     ids, kinds, labels = row.ids[here].tolist(), row.kinds[here].tolist(), row.labels[here].tolist()
-    branches = row.branches[here].tolist()
+    branches, blocks = row.branches[here].tolist(), row.blocks[here].tolist()
     learnt = [False] + [label != IGNORE and b == a for label, a, b in zip(labels, branches, branches[1:], strict=False)]
     found: list[Piece] = []
     start = 0
     for end in range(1, len(ids) + 1):
-        state = (kinds[start], learnt[start], branches[start])
-        if end < len(ids) and (kinds[end], learnt[end], branches[end]) == state:
-            if kinds[start] == TokenKind.IMAGE or "\ufffd" in processor.tokenizer.decode(ids[start:end], special=True):
+        if end < len(ids) and blocks[start] == blocks[end]:
+            if blocks[start] >= 0:
+                continue
+            same = (kinds[end], learnt[end], branches[end]) == (kinds[start], learnt[start], branches[start])
+            if same and "\ufffd" in processor.tokenizer.decode(ids[start:end], special=True):
                 continue
         text = processor.tokenizer.decode(ids[start:end], special=True)
         kind = kinds[start]
-        if kind == TokenKind.IMAGE:
+        if blocks[start] >= 0:
             found.append(Piece(f"{end - start} image tokens", COLOURS["image"]))
         else:
             name = "boundary" if kind == TokenKind.BOUNDARY else "learnt" if learnt[start] else "text"

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from components.patch_embedders.linear import LinearPatchEmbedder
 from mmframe.batch import COLUMNS, Batch, Sample
+from mmframe.data import MixtureData
 from mmframe.data.prompts import prompts_of
+from mmframe.data.sheet import pieces
 from mmframe.dialogue import _rest
 from mmframe.generation import _piece
 from mmframe.kinds import TokenKind
 from mmframe.processing.row import Tally
 from mmframe.tile_tokens import TileGeometry, described
+from tests.data.mixtures import Listed, pairs
 from tests.data.support import embedder, picture, processor
 from tests.helpers import row
 
@@ -61,6 +68,28 @@ def test_counting_makes_the_same_lengths() -> None:
     made = processor(image_start="<img>", image_end="</img>")
     tally = made.row(TALK, [1, 5], RICH, 8, kind=Tally)  # type: ignore[arg-type]
     assert (tally.tokens, tally.image_tokens, tally.num_tiles) == (len(sample), 6 * len(KINDS), 6)
+
+
+def test_an_option_that_changes_the_number_of_tokens_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    every: list[dict[str, Any]] = [{}, {"row_end": True}, {"num_queries": 5}, {}]
+    measured = []
+    for options in every:
+        data = MixtureData({"p": Listed(pairs(tmp_path, 6))}, max_tokens=200, max_tiles=2)
+        data.connect(processor(), LinearPatchEmbedder(32, image_size=16, patch_size=8, **options))
+        rows: Any = data.train_rows
+        measured.append(int(rows.parts[0].lengths.tokens.sum()))
+        assert measured[-1] == sum(len(rows.sample(0, index)) for index in range(len(rows)))
+    tiles = int(rows.parts[0].lengths.tiles.sum())
+    assert [count - measured[0] for count in measured] == [0, 2 * tiles, 5 * tiles, 0]
+    assert len(list((tmp_path / "cache" / "mmframe" / "lengths").iterdir())) == 3
+
+
+def test_a_contact_sheet_shows_all_slots_of_a_picture_as_one() -> None:
+    drawn = [piece.text for piece in pieces(encoded(), 0, processor())]
+    assert [text for text in drawn if "image tokens" in text] == ["8 image tokens", "40 image tokens"]
 
 
 def test_packing_and_batching_count_tiles_on() -> None:
