@@ -156,6 +156,10 @@ class MultimodalModule(pl.LightningModule):
         check_fp16(str(self.trainer.precision))
         if stage == "fit":
             self.print_once(str(self.freezing_report))
+            for name, loss in self.auxiliary.items():
+                own = sum(parameter.numel() for parameter in loss.parameters())
+                rate = f", lr {loss.lr:.1e}" if own else ""
+                self.print_once(f"auxiliary {name}: weight {loss.weight}, {own:,} parameters of its own{rate}")
 
     def on_train_start(self) -> None:
         refuse_inexact(self.trainer.fit_loop._combined_loader.flattened)  # type: ignore[union-attr]

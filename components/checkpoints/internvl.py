@@ -171,7 +171,9 @@ def _embedder_config(embedder: PatchEmbedder) -> Config:
 def _experts_at(router: ExpertRouter) -> dict[str, str] | None:
     if type(router) is SharedRouter:
         return None
-    if type(router) is not ModalityRouter or not router.expert_of_kind.equal(ModalityRouter().expert_of_kind):
+    if type(router) is not ModalityRouter:
+        raise UserError(f"router {type(router).__name__}: its experts have no official names and cannot be exported")
+    if not router.expert_of_kind.equal(ModalityRouter().expert_of_kind):
         raise UserError(f"router {type(router).__name__}: official code sends image tokens alone to visual experts")
     if router.form != "full":
         raise UserError(f"router: form {router.form} has no official names; experts of form full can be exported")

@@ -234,6 +234,7 @@ def test_attention_experts_are_written_under_names_of_our_own(tmp_path: Path) ->
         ({"patch_embedder": LinearPatchEmbedder}, "LinearPatchEmbedder has no place in the InternVL layout"),
         ({"output_rms": 0.1}, "output_rms=0.1 has no place in the official layout"),
         ({"visual_kinds": ["image", "boundary"]}, "official code sends image tokens alone to visual experts"),
+        ({"form": "low_rank", "rank": 4}, "form low_rank has no official names"),
         ({"attention": "image_bidirectional"}, "official code has no attention=image_bidirectional"),
     ],
 )
@@ -244,7 +245,7 @@ def test_what_the_layout_cannot_express_is_refused(
     embedder = tiny_embedder(**{key: changes[key] for key in changes if key == "output_rms"})
     if "patch_embedder" in changes:
         embedder = LinearPatchEmbedder(HIDDEN, image_size=8, patch_size=4)
-    router = ModalityRouter(visual_kinds=changes.get("visual_kinds"))
+    router = ModalityRouter(**{key: changes[key] for key in changes if key in ("visual_kinds", "form", "rank")})
     net = MultimodalLM(backbone, embedder, router)
     parts = {"backbone": backbone.spec, "patch_embedder": embedder.spec, "router": router.spec, "processor": None}
     save_weights(net, tmp_path / "weights.safetensors", {"model": parts})
