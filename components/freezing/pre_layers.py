@@ -7,6 +7,7 @@ from mmframe.contracts import FreezingPolicy, TrainableGroup
 from mmframe.registry import register
 
 PRE_LAYERS = ["backbone.pre_layers.*"]
+NATIVE = ["backbone.layers.*_hw*"]
 
 
 @register("freezing")
@@ -19,15 +20,17 @@ class PreLayers(FreezingPolicy):
     Args:
         lr: Peak rate of the new layers.
         embedder_lr: Peak rate of the patch embedder.
+        native_lr: Peak rate of what `positions: native` adds to the pretrained layers (NEO); null freezes it.
     """
 
     toy_args = {"lr": 1e-3, "embedder_lr": 1e-3}
 
-    def __init__(self, lr: float, embedder_lr: float) -> None:
-        self.lr, self.embedder_lr = lr, embedder_lr
+    def __init__(self, lr: float, embedder_lr: float, native_lr: float | None = None) -> None:
+        self.lr, self.embedder_lr, self.native_lr = lr, embedder_lr, native_lr
 
     def groups(self, experts: Sequence[str]) -> dict[str, TrainableGroup]:
-        return {
+        groups = {
             "pre_layers": TrainableGroup(PRE_LAYERS, self.lr),
             "embedder": TrainableGroup(EMBEDDER, self.embedder_lr),
         }
+        return groups if self.native_lr is None else groups | {"native": TrainableGroup(NATIVE, self.native_lr)}

@@ -58,6 +58,18 @@ def test_they_come_to_a_checkpoint_without_them_and_train(plain: Path, capsys: p
     assert rows["attention, text"] is None
 
 
+def test_heads_for_rows_and_columns_come_and_train_likewise(plain: Path, capsys: pytest.CaptureFixture) -> None:
+    """NEO's pre-training: layers in front, these heads in all layers, and the patch embedder."""
+    made = module(plain, PreLayers(1e-2, 1e-2, native_lr=1e-2), pre_layers=1, positions="native")
+    said = capsys.readouterr().out
+    assert "the 11 tensors of the layers in front are new" in said
+    assert "the 6 tensors of the heads for rows and columns are new" in said
+    before = snapshot(made.net)
+    fit(made, [batch("t[i]tTT", "tTT", seed=n) for n in range(2)])
+    changed = differing(before, snapshot(made.net))
+    assert changed == {name for name in before if "pre_layers" in name or "_hw" in name or "patch_emb" in name}
+
+
 def test_they_are_handed_on(plain: Path, tmp_path: Path) -> None:
     first = module(plain, pre_layers=1, pre_layers_init="random")
     first.save_weights(tmp_path / "weights.safetensors")
@@ -86,7 +98,7 @@ def test_the_policy_says_what_it_misses(plain: Path) -> None:
     ("options", "named"),
     [
         ({"pre_layers": 1}, "pre_layers=1"),
-        ({"positions": "grid"}, "positions=grid"),
+        ({"positions": "native"}, "positions=native"),
         ({"attention": "prefix", "positions": "shared"}, "attention=prefix, positions=shared"),
     ],
 )
