@@ -26,7 +26,7 @@ class ModalityRouter(ExpertRouter):
     Args:
         experts_at: Site -> layers that have a visual expert there. Sites: q, k, v, o, ffn, attn_norm, ffn_norm, and
             q_norm, k_norm (both: qk_norm) of backbones with norms of q and k (Qwen3). Layers: all, 5, 12-23, 0-22/2,
-            -8--1, 0-3,8-11.
+            -8--1, 0-3,8-11; all: those that have the site.
         init: New experts start as a ``copy`` of the text expert (the paper), ``zero`` or ``random``.
         visual_kinds: Token kinds that go to the visual expert; all others go to the text expert.
         form: ``full``: weights of their own. ``low_rank``: the text expert's linear layers, shared, plus B A x with B
@@ -67,16 +67,24 @@ class ModalityRouter(ExpertRouter):
         Raises:
             UserError: a site or layer that this backbone does not have; names those that it has.
         """
-        there = list(dict.fromkeys(site for _, site, _ in backbone.sites()))
-        for site in self.experts_at:
+        sites = list(backbone.sites())
+        there = list(dict.fromkeys(site for _, site, _ in sites))
+        chosen: dict[str, tuple[int, ...]] = {}
+        for site, which in self.experts_at.items():
             if site not in there:
                 raise UserError(
                     f"router: {type(backbone).__name__} has no site {site!r}; "
                     f"{nearest(site, there)} its sites: {', '.join(there)}"
                 )
-        layers = {site: parse_layers(which, backbone.num_layers) for site, which in self.experts_at.items()}
-        for index, site, experts in backbone.sites():
-            if index in layers.get(site, ()):
+            chosen[site] = parse_layers(which, backbone.num_layers)
+            lacking = set(chosen[site]) - {index for index, name, _ in sites if name == site}
+            if lacking and which != "all":
+                raise UserError(
+                    f"router: layers {', '.join(map(str, sorted(lacking)))} of {type(backbone).__name__} have no site "
+                    f"{site!r}; leave them out of {which!r}, or write all for those that have it"
+                )
+        for index, site, experts in sites:
+            if index in chosen.get(site, ()):
                 experts["visual"] = self.visual_expert(site, experts)
 
     def visual_expert(self, site: str, experts: Experts) -> nn.Module:

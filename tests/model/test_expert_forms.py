@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from components.adapters.lora import LoRA
 from components.backbones.decoder import FFN
+from components.backbones.gemma import Gemma
 from components.backbones.qwen import Qwen3
 from components.freezing.delta_tuning import Everything, VisualParameters
 from components.routers.low_rank import LowRankLinear
@@ -241,6 +242,15 @@ def test_qk_norm_is_short_for_both_norms() -> None:
     MultimodalLM(backbone, None, ModalityRouter({"qk_norm": "0,2"}), "torch")
     have = {(layer, site) for layer, site, experts in backbone.sites() if "visual" in experts}
     assert have == {(layer, site) for layer in (0, 2) for site in ("q_norm", "k_norm")}
+
+
+def test_a_site_that_only_some_layers_have() -> None:
+    """Gemma's global layers take their keys for values: here layers 1 and 2 have no v."""
+    backbone = Gemma(**Gemma.toy_args)
+    MultimodalLM(backbone, None, ModalityRouter({"v": "all"}), "torch")
+    assert [layer for layer, _, experts in backbone.sites() if "visual" in experts] == [0]
+    with pytest.raises(UserError, match="layers 1 of Gemma have no site 'v'; leave them out of '0-1'"):
+        MultimodalLM(Gemma(**Gemma.toy_args), None, ModalityRouter({"v": "0-1"}), "torch")
 
 
 def test_layers_in_several_pieces() -> None:
