@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
-from cupy_kernels import kernels, reference
+from cupy_kernels import flops, kernels, reference
 from cupy_kernels.errors import KernelError
 from cupy_kernels.launch import Launcher, launcher_for
 from cupy_kernels.reference import of_expert
@@ -352,3 +352,4 @@ for _name, _run, _fake in (
     register_fake(f"cupy_kernels::{_name}", _fake, lib=_library)
 register_autograd("cupy_kernels::ffn", _ffn_autograd, setup_context=_ffn_setup, lib=_library)
 register_autograd("cupy_kernels::project", _project_autograd, setup_context=_project_setup, lib=_library)
+flops.register()

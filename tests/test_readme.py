@@ -25,7 +25,8 @@ def blocks(language: str) -> list[str]:
 LINES = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(lightning|mmframe) ", line)]
 NEEDS_A_MODEL = [line for line in LINES if re.search("--model |import|--start_from|web", line)]
 NEEDS_DATA = [line for line in LINES if " data " in line or "data/offline" in line]
-COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL + NEEDS_DATA and "doctor" not in line]
+ABLATES = [line for line in LINES if " ablate " in line]
+COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL + NEEDS_DATA + ABLATES and "doctor" not in line]
 
 
 def test_set_up_is_two_commands_and_they_exist() -> None:
@@ -85,6 +86,19 @@ def test_commands_of_the_readme_about_data_run(tmp_path: Path, monkeypatch: pyte
         words += ["--in-process", "--trainer.max_steps=2", "--trainer.limit_val_batches=1"] if words[0] == "fit" else []
         assert main(words) == 0, command
     assert (tmp_path / "runs" / "toy" / "dense+mixture" / "data" / "show.png").is_file()
+
+
+def test_commands_of_the_readme_about_ablations_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order; the runs themselves in this process, which spares four imports of torch."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    assert len(ABLATES) == 3
+    dry, whole, report = (shlex.split(command, comments=True)[1:] for command in ABLATES)
+    assert main(dry) == 0
+    for run in ("none-s0", "none-s1", "ffn-s0", "ffn-s1"):
+        assert main([*whole, f"--run={run}"]) == 0
+    assert main(whole) == 0 and main(report) == 0
+    assert (tmp_path / "runs" / "ablate" / "toy" / "deltas.png").is_file()
 
 
 def test_python_of_the_readme_talks(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from mmframe.ablate.plan import Run
 from mmframe.ablate.run_folder import RunFolder
 from mmframe.cli.recipe import differing_keys, recipe_hash
 from mmframe.cli.run_dir import few, read_json
-from mmframe.cli.yamlio import load
 from mmframe.errors import UserError
 
 # where a run lies, and what the chain sets; and what follows from the seed
@@ -50,7 +52,13 @@ def _same_configuration(one: RunFolder, other: RunFolder) -> None:
 def _recorded(folder: RunFolder, stage: str) -> dict[str, Any]:
     """The configuration that a stage ran with, every default written out."""
     file = folder.stages[stage].config
-    return load(file)[0] if file.is_file() else {}
+    return _read(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@functools.cache
+def _read(file: Path, changed: int) -> dict[str, Any]:
+    """A file as it was when it was changed last; the fast loader: only what it wrote itself is compared."""
+    return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _covered(key: str, meant: list[str]) -> bool:

@@ -13,7 +13,7 @@ def slots(jobs: int | None, wants_gpu: bool) -> list[dict[str, str]]:
     """Environment variables of each slot.
 
     On GPUs a run for each of them, which sees no other; with more jobs than GPUs they share, evenly. On CPUs one run,
-    or as many as asked for; the cores are split evenly.
+    or as many as asked for; the cores are split evenly, unless OMP_NUM_THREADS is set already.
 
     Args:
         jobs: Runs at once; None: as many as there are GPUs, or one.
@@ -24,7 +24,7 @@ def slots(jobs: int | None, wants_gpu: bool) -> list[dict[str, str]]:
     cores = usable_cores()
     if count > cores:
         raise UserError(f"ablate: --jobs={count} is more than this machine has cores ({cores})")
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}) for n in range(count)]
 
 

@@ -17,7 +17,6 @@ from mmframe.ablate.run_folder import RunFolder
 from mmframe.ablate.slots import slots
 from mmframe.ablate.view import SweepView
 from mmframe.cli.run_dir import write_atomically
-from mmframe.errors import UserError
 
 
 def wants_gpu(runs: Sequence[Run]) -> bool:
@@ -74,13 +73,8 @@ def sweep(
     if queue.stopped_by:
         print("ablate: stopped; the same command goes on from here", file=sys.stderr)
         return 128 + queue.stopped_by
-    failed = [task for task in tasks if task.state == "failed"]
-    try:
-        write_results(grid, runs, results)
-    except UserError:
-        if not failed:
-            raise
-    return 1 if failed else 0
+    write_results(grid, runs, results)
+    return 1 if any(task.state == "failed" for task in tasks) else 0
 
 
 def write_results(grid: Grid, runs: Sequence[Run], results: Path) -> None:

@@ -35,7 +35,7 @@ class Flops(Callback):
         return self.counted_flops / max(1, self.counted_tokens)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        if self.batches < self.first or self.batches % self.every == 0:
+        if self.batches < self.first or (self.batches and self.batches % self.every == 0):
             self._counter = FlopCounter()
             self._counter.__enter__()
 

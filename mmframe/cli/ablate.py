@@ -18,7 +18,18 @@ ABOUT = """usage: mmframe ablate GRID.yaml [options]
 Trains every variant of a grid under every seed and the same budget, each run in a process of its own, measures the
 final weights, and writes a table with paired differences to the baseline, and plots. The same command goes on with a
 sweep that was stopped or killed: what is finished is not repeated, what was cut off goes on from its checkpoint."""
-EPILOG = """in the folder of results:
+EPILOG = """a grid (experiments/ablations/experts.yaml is one to copy):
+  base: demo/evip_pp              a recipe, or a list of them
+  mode: one_at_a_time             the baseline, and each other variant alone; or product; or list, with one axis
+  seeds: [0, 1, 2]
+  budget: {samples: 3200}         or tokens; `shares: {STAGE: NUMBER}`, else the stages share it as their max_steps
+  overrides: {...}                of every run; like a variant it wins in every stage of the recipe
+  axes: {AXIS: {BASELINE: {}, VARIANT: {model: ..., stages: {STAGE: {...}, LEFT_OUT: null}, base: OTHER_RECIPE}}}
+  evaluators: {NAME: {class_path: ..., init_args: ...}}
+  metrics: [val/loss, NAME.KEY]   the first is the headline; lower_is_better: [...] (losses are known)
+  presets: {PRESET: {...}}        keys that --preset lays over the grid
+
+in the folder of results:
   GRID/results.csv curves.csv report.md curves.png deltas.png
   runs/HASH/      a run, named by its resolved recipe: several grids in one folder share what they have in common
   index.json      which run is what in which grid"""
@@ -143,6 +154,15 @@ def _dry_run(grid: Any, runs: Sequence[Any], out: Path) -> int:
         print(f"{run.id:<24} {run.hash}  {state}; {steps} steps; parameters {counts}")
         if run.variant.baseline or run.seed != grid.seeds[0]:
             continue
-        for key, (new, old) in differences(run, first[run.seed]).items():
-            print(f"    {key.lstrip('.')}: {old} -> {new}")
+        for line in _told(differences(run, first[run.seed]), list(run.configs)):
+            print(f"    {line}")
     return 0
+
+
+def _told(found: dict[str, tuple[Any, Any]], stages: list[str]) -> list[str]:
+    """Differences as lines; what is the same in all stages is said once."""
+    lines: dict[str, list[str]] = {}
+    for key, (new, old) in found.items():
+        stage = next((name for name in stages if key.startswith(f"{name}.")), "")
+        lines.setdefault(f"{key.removeprefix(f'{stage}.')}: {old} -> {new}", []).append(stage)
+    return [line if len(at) == len(stages) else f"{', '.join(at)}: {line}" for line, at in lines.items()]

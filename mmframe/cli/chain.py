@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -211,6 +212,7 @@ def _run_here(job: Job) -> int:
         end_with(job.handover.parent)
     from mmframe.cli.lightning_cli import run_job  # imports torch
 
+    gc.collect()  # of a stage before: a trainer and its model refer to one another
     return run_job(job)
 
 

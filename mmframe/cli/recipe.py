@@ -135,12 +135,24 @@ class Recipe:
             given = _short(tuple(key.rstrip("+").split(".")))
             if given == wanted[: len(given)] or wanted == given[: len(wanted)]:
                 return "command line"
-        for end in range(len(path), 0, -1):
-            for places in (*(overlay.places for overlay in reversed(self.overlays)), self.places):
-                for prefix in (("stages", stage), ()) if stage else ((),):
-                    if found := places.get((*prefix, *path[:end])):
-                        return found
+        for overlay in reversed(self.overlays):
+            if found := _nearest_place(overlay.places, path, stage, leaf=True):
+                return found
+        if found := _nearest_place(self.places, path, stage):
+            return found
         return f"recipe {self.name}"
+
+
+def _nearest_place(places: dict[KeyPath, str], path: KeyPath, stage: str | None, leaf: bool = False) -> str | None:
+    """Place of a key path, or of the longest path above it; `leaf`: only if nothing else is said below that."""
+    for end in range(len(path), 0, -1):
+        for prefix in (("stages", stage), ()) if stage else ((),):
+            whole = (*prefix, *path[:end])
+            if whole not in places:
+                continue
+            below = any(len(other) > len(whole) and other[: len(whole)] == whole for other in places)
+            return None if leaf and below and end < len(path) else places[whole]
+    return None
 
 
 def _short(path: KeyPath) -> KeyPath:

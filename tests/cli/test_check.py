@@ -103,7 +103,8 @@ import sys
 from mmframe.cli.main import main
 words = [["--help"], ["--version"], ["fit", "--help"], ["recipes", "ls"], ["recipes", "show", "toy/evip"],
          ["recipes", "validate"], ["components", "ls"], ["components", "ls", "router"],
-         ["components", "show", "ModalityRouter"], ["doctor", "--no-torch"], ["fit", "toy/evip_pp", "--dry-run"]]
+         ["components", "show", "ModalityRouter"], ["doctor", "--no-torch"], ["fit", "toy/evip_pp", "--dry-run"],
+         ["ablate", "--help"], ["ablate", "report", "--help"]]
 for line in words:
     assert main(line) == 0, line
 assert main(["fit", "toy/evip", "--model.router=SharedRuter"]) == 2
