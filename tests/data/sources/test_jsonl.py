@@ -187,6 +187,18 @@ def test_a_compressed_file_is_unpacked_once(tmp_path: Path, capsys: pytest.Captu
         opened(tmp_path / "cut.jsonl.gz")
 
 
+def test_pictures_lie_beside_their_file_also_where_that_is_in_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the demo data does; a file that was unpacked into the cache has none beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("MMFRAME_DEMO_DATA", raising=False)
+    folder = tmp_path / "cache" / "mmframe" / "demo" / "colours"
+    folder.mkdir(parents=True)
+    name = chats(folder).name
+    assert [colour(record) for record in records(opened(f"demo:colours/{name}"))] == [0, 1, 2, 3, 4]
+
+
 def test_annotations_far_away(tmp_path: Path) -> None:
     import fsspec
 
