@@ -9,35 +9,11 @@ import pytest
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
 from mmframe.cli.recipe import Recipe, load_recipe
+from tests.toy_size import toy_size
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if not p.name.startswith("_"))
 EXPECTED = ROOT / "tests" / "expected"
-
-# what makes a recipe of any size fit into seconds on a CPU; the rest of it runs as written
-TINY = [
-    "--model.patch_embedder.image_size=32",
-    "--model.patch_embedder.patch_size=4",
-    "--model.patch_embedder.channels=16",
-    "--model.processor.tokenizer=ByteTokenizer",
-    "--model.processor.template=plain",
-    "--data={class_path: ToyData, init_args: {size: 16, batch_size: 2, val_size: 2}}",
-    "--trainer.max_steps=2",
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=1",
-    "--trainer.num_nodes=1",
-    "--trainer.strategy=auto",
-    "--trainer.precision=32-true",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.limit_val_batches=1",
-    "--trainer.val_check_interval=2",
-]
-SMALL = "hidden_size: 32, num_layers: 2, num_heads: 4, kv_heads: 2, intermediate_size: 48, vocab_size: 320"
-BACKBONES = {
-    "InternLM2": f"--model.backbone={{class_path: InternLM2, init_args: {{{SMALL}}}}}",
-    "SmolLM2": f"--model.backbone={{class_path: Llama, init_args: {{{SMALL}}}}}",
-    "Llama": f"--model.backbone={{class_path: Llama, init_args: {{{SMALL}}}}}",
-}
 
 
 def name_of(path: Path) -> str:
@@ -68,14 +44,12 @@ def test_has_a_header_that_says_what_it_reproduces(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_every_stage_trains_two_steps_at_toy_size(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe([str(path)])
-    if "backbone" in recipe.common["model"]:
-        body = BACKBONES[recipe.common["model"]["backbone"]["class_path"]]
-    else:  # a checkpoint brings it
+    words = toy_size(recipe)
+    if "backbone" not in recipe.common["model"]:  # a checkpoint brings it
         start = tmp_path / "start"
-        assert main(["fit", "toy/dense", "--run-dir", str(start), BACKBONES["Llama"], *TINY]) == 0
-        body = f"--start_from={start}"
-    fresh = ["--model.init_from=null"] if recipe.common["model"].get("init_from") else []  # of a full-size LLM
-    code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", body, *fresh, *TINY])
+        assert main(["fit", "toy/dense", "--run-dir", str(start), *toy_size(load_recipe(["toy/dense"]))]) == 0
+        words.append(f"--start_from={start}")
+    code = main(["fit", "--config", str(path), "--run-dir", str(tmp_path), "--in-process", *words])
     assert code == 0
     for folder in stage_folders(recipe, tmp_path):
         assert (folder / "done.json").is_file(), f"{folder.name} did not finish"
