@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+from components.backbones.gemma import Gemma
 from components.backbones.qwen import Qwen3
 from components.backbones.rope import Rope
 from mmframe import layout as layout_file
@@ -273,6 +274,17 @@ def test_questions_that_share_an_image_equal_rows_of_their_own(attention: str, p
         kept = {name: getattr(sample, name)[mine] for name in COLUMNS} | {"branches": torch.zeros(int(mine.sum()))}
         alone = Sample(key="", tiles=sample.tiles[: 1 + (branch == 3)], **kept)
         torch.testing.assert_close(all_logits(net, alone), together[mine], **CLOSE)
+
+
+def test_a_window_counts_the_tokens_of_its_own_branch() -> None:
+    """Other branches stand between a branch and its trunk, and take nothing of what it sees."""
+    backbone = Gemma(**(Gemma.toy_args or {}) | {"window": 4})
+    net, sample = tiny_net({}, backbone=backbone), row("tttt/ttt/ttttt")
+    together = all_logits(net, sample)
+    for branch in (1, 2):
+        mine = (sample.branches == 0) | (sample.branches == branch)
+        kept = {name: getattr(sample, name)[mine] for name in COLUMNS} | {"branches": torch.zeros(int(mine.sum()))}
+        torch.testing.assert_close(all_logits(net, Sample(key="", tiles=sample.tiles, **kept)), together[mine], **CLOSE)
 
 
 @GEOMETRIES
