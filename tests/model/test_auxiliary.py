@@ -146,23 +146,30 @@ def test_heads_are_not_handed_on(tmp_path: Path) -> None:
 # ---- load balance
 
 
-def test_an_even_load_costs_one_and_a_collapsed_gate_the_number_of_experts() -> None:
-    net = tiny_net(router=TopKRouter({"ffn": "all"}, num_experts=4, top_k=1))
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_it_is_the_sum_that_the_paper_writes_and_one_when_probabilities_are_even(top_k: int) -> None:
+    net = tiny_net(router=TopKRouter({"ffn": "0,2"}, num_experts=4, top_k=top_k))
     loss, given = LoadBalance(), batch("t[iiii]T")
-    values = []
-    for scale in (1e-6, 1e4):
+    for scale in (0.0, 40.0):
         with torch.no_grad():
             for name in loss.listens_to(net):
-                gate = net.get_parameter(f"{name}.weight")
-                gate.copy_(torch.randn(gate.shape, generator=torch.Generator().manual_seed(1)) * scale)
-                if scale > 1:  # all tokens to one: whatever they are, twice the same logit is the larger or the smaller
-                    gate[1:] = 0
-        with listening(net, {"balance": loss}) as features:
+                net.get_parameter(f"{name}.weight").mul_(scale).add_(0.0 if scale else 1e-3)
+        with listening(net, {"balance": loss}) as features, torch.no_grad():
             net(given)
         sum_R, count_R = loss(net, given, features)
-        values.append(float(sum_R / count_R))
-    assert values[0] == pytest.approx(1.0, abs=1e-3)  # equal probabilities: 1 whatever the choice
-    assert 1.0 < values[1] <= 4.0
+        value = float(sum_R / count_R)
+        expected = 0.0
+        for logits_NE in features.outputs.values():
+            chosen = logits_NE.topk(top_k).indices.flatten()
+            share_E = torch.stack([(chosen == expert).float().mean() for expert in range(4)])
+            expected += 4 * float((share_E * logits_NE.softmax(-1).mean(0)).sum()) / 2
+        assert value == pytest.approx(expected, rel=1e-5)
+        if scale:
+            assert 1.0 < value <= 4.0
+        else:
+            assert value == pytest.approx(1.0)
+            for name in loss.listens_to(net):
+                torch.nn.init.normal_(net.get_parameter(f"{name}.weight"), std=0.02)
 
 
 def test_it_evens_the_load_out() -> None:
