@@ -99,10 +99,10 @@ def nothing_is_frozen(patch: Patch) -> None:
 def causal_mask_off_by_one(patch: Patch) -> None:
     """Plain causal attention that sees one token ahead."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
         if mask is None:
             mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(diagonal=1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
 
     patch.setattr(decoder, "attend", attend)
 
