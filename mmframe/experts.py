@@ -62,3 +62,18 @@ def new_expert(pretrained: nn.Module, init: str, std: float = 0.02) -> nn.Module
             elif parameter.device.type != "meta":
                 parameter.normal_(std=std)
     return expert
+
+
+def active_parameters(module: nn.Module) -> int:
+    """Parameters that one token passes through: of the experts at a site those of the largest one.
+
+    A module whose forward leaves some of its own parameters out, or uses some of another's, says so by a method of
+    the same name.
+    """
+    own = getattr(module, "active_parameters", None)
+    if own is not None:
+        return own()
+    if isinstance(module, Experts):
+        return max(map(active_parameters, module.values()))
+    direct = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return direct + sum(map(active_parameters, module.children()))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmframe.errors import UserError
-from mmframe.experts import Experts
+from mmframe.experts import Experts, active_parameters
 
 
 class LowRankLinear(nn.Module):
@@ -40,6 +40,9 @@ class LowRankLinear(nn.Module):
         """The text layer beside it."""
         site, part = self._text
         return site["text"].get_submodule(part)
+
+    def active_parameters(self) -> int:
+        return self.factor_a.numel() + self.factor_b.numel() + active_parameters(self.text)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.text(x) + F.linear(F.linear(x, self.factor_a), self.factor_b)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.routers.modality import ModalityRouter
 from mmframe.errors import UserError
-from mmframe.experts import Experts, new_expert
+from mmframe.experts import Experts, active_parameters, new_expert
 from mmframe.registry import register
 
 
@@ -44,6 +44,9 @@ class TopKExperts(nn.Module):
             nn.init.normal_(self.gate.weight, std=0.02)
             for parameter in self.experts.parameters():
                 _disturb(parameter, noise)
+
+    def active_parameters(self) -> int:
+        return self.gate.weight.numel() + self.top_k * active_parameters(self.experts[0])
 
     def forward(self, x_TD: Tensor) -> Tensor:
         weights_TK, chosen_TK = choose(self.gate(x_TD), self.top_k)

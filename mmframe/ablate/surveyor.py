@@ -16,6 +16,7 @@ from mmframe.cli.data_job import component, geometry
 from mmframe.cli.lightning_cli import qualify
 from mmframe.data.base import MultimodalData, Rows
 from mmframe.errors import UserError
+from mmframe.experts import active_parameters
 from mmframe.freezing import freeze
 from mmframe.loading import empty_model
 
@@ -40,9 +41,7 @@ def parameters(question: dict[str, Any]) -> dict[str, int]:
         sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
         trained |= {name: sizes[name] for name in report.group_of}
     assert net is not None
-    total = count(net)
-    idle = sum(count(experts) - max(map(count, experts.values())) for _, _, experts in net.backbone.sites())
-    return {"total": total, "trainable": sum(trained.values()), "active": total - idle}
+    return {"total": count(net), "trainable": sum(trained.values()), "active": active_parameters(net)}
 
 
 def _sized(parts: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mmframe import expert_backends
 from mmframe.contracts import ExpertRouter
 from mmframe.cupy_backend import CupyBackend
 from mmframe.errors import UserError
+from mmframe.experts import active_parameters
 from mmframe.freezing import freeze
 from mmframe.generation import Step, run_prompts
 from mmframe.layers import parse_layers
@@ -275,3 +276,16 @@ def test_layers_in_several_pieces() -> None:
 def test_mistakes_are_named(wrong: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         wrong()
+
+
+def test_active_parameters_are_those_that_one_token_passes() -> None:
+    dense = active_parameters(tiny_net({}))
+    assert dense == sum(p.numel() for p in tiny_net({}).parameters())
+    assert active_parameters(tiny_net(ALL_SITES)) == dense, "of two experts alike one is active"
+    factors = sum(p.numel() for n, p in tiny_net(router=ModalityRouter(form="low_rank", rank=2)).named_parameters()
+                  if "factor" in n)  # fmt: skip
+    assert active_parameters(tiny_net(router=ModalityRouter(form="low_rank", rank=2))) == dense + factors
+    several = tiny_net(router=TopKRouter(num_experts=4, top_k=2))
+    ffn = sum(p.numel() for p in several.backbone.layers[0].ffn["text"].parameters())  # type: ignore[index]
+    gates = sum(p.numel() for n, p in several.named_parameters() if ".gate.weight" in n and p.shape[0] == 4)
+    assert active_parameters(several) == dense + len(several.backbone.layers) * ffn + gates
