@@ -22,7 +22,7 @@ demo: $(RUN_STAMP)
 	$(PY) -m experiments.demo
 
 test: $(TEST_STAMP)
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(LINT_STAMP)
 	$(VENV)/bin/ruff check .

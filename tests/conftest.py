@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a background job; the programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,6 +28,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "was deprecated in v4",
     ):
         config.addinivalue_line("filterwarnings", f"ignore:.*{noise}")
+
+
+LONGEST = (
+    *("cli/test_data_killed.py", "ablate/test_sweep.py", "test_docs.py", "cli/test_chain.py", "test_recipes.py"),
+    *("cupy_kernels/test_planted_bugs.py", "cli/test_scripts.py", "test_contracts.py", "cli/test_finetune.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that the workers of `make test` end together."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
