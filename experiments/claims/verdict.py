@@ -60,7 +60,7 @@ def find(comparison: Comparison, table: Table | None) -> Finding:
     better_is = table.metrics[comparison.metric]
     there = [variant for variant in comparison.than if table.by_seed(variant, comparison.metric)]
     if not there or not table.by_seed(comparison.better, comparison.metric):
-        return Finding(comparison, "not run")
+        return Finding(comparison, "not run", better_is=better_is)
     sign = 1 if better_is == "lower" else -1
     than = min(there, key=lambda variant: sign * table.spread(variant, comparison.metric).mean)
     own, other = (table.by_seed(variant, comparison.metric) for variant in (comparison.better, than))
