@@ -16,8 +16,8 @@ import sys
 
 from experiments.claims.claims import CLAIMS, Claim
 from experiments.claims.report import RESULTS, read_results, write_report, write_results
-from experiments.claims.sweep import REPOSITORY, drop_weights, knows, results, run_grid, warm_starts
-from mmframe.ablate.grid import read_grid
+from experiments.claims.sweep import REPOSITORY, drop_weights, results, run_grid, warm_starts
+from mmframe.ablate.grid import preset_names, read_grid
 from mmframe.errors import UserError, suggest
 from mmframe.paths import data_path
 
@@ -74,7 +74,7 @@ def main(words: list[str] | None = None) -> int:
     args = parse(words)
     os.chdir(REPOSITORY)  # the recipes name their start from here
     try:
-        claims = [claim for claim in chosen(args.only) if knows(claim.file, args.preset)]
+        claims = [claim for claim in chosen(args.only) if args.preset in preset_names(claim.file)]
         code = 0 if args.report_only else train(args, claims)
         if args.dry_run:
             return code

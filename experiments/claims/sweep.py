@@ -12,7 +12,6 @@ from pathlib import Path
 from mmframe.ablate.collect import COLUMNS, RESULTS, read_csv
 from mmframe.ablate.grid import read_grid
 from mmframe.ablate.table import CsvRow
-from mmframe.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUNS = Path("runs") / "claims"
@@ -20,17 +19,6 @@ RUNS = Path("runs") / "claims"
 WARM_START = Path(__file__).parent / "recipes" / "warm_start.yaml"
 JOBS = {"h100": 8}
 """Runs at once; on CPUs two of one thread each: what is not a product of matrices then runs beside one."""
-
-
-def knows(grid: Path, preset: str) -> bool:
-    """Whether a grid has the preset: not every one is in `fast`."""
-    try:
-        read_grid(grid, preset)
-    except UserError as error:
-        if f"no preset is called {preset!r}" in str(error):
-            return False
-        raise
-    return True
 
 
 def warm_starts(seeds: Iterable[int], gpu: bool) -> int:

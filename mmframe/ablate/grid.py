@@ -100,8 +100,53 @@ def read_grid(file: Path, preset: str | None = None) -> Grid:
     Raises:
         UserError: for the first mistake, in one line with its place.
     """
-    content, places = load(file)
+    content, places = _extended(file, ())
     return _Reader(file, content, places).read(preset)
+
+
+def preset_names(file: Path) -> list[str]:
+    """What `--preset` may be for a grid."""
+    content, _ = _extended(file, ())
+    return list(content.get("presets") or {})
+
+
+def _extended(file: Path, inside: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """A file's keys over those of the grid that it extends, and where each stands.
+
+    Raises:
+        UserError: `extends:` names no file, or goes round in a circle.
+    """
+    content, places = load(file)
+    word = content.pop("extends", None)
+    if word is None:
+        return content, places
+    at, other = places[("extends",)], file.parent / str(word)
+    if not other.is_file():
+        raise UserError(f"{at}: extends: {word!r} is no file beside it; {suggest(str(word), beside_it(file))}")
+    if other.resolve() in (file.resolve(), *inside):
+        raise UserError(f"{at}: extends: {word} goes round in a circle")
+    below, its_places = _extended(other, (file.resolve(), *inside))
+    return _laid(below, content), {**its_places, **places}
+
+
+def beside_it(file: Path) -> list[str]:
+    """Names of the YAML files in the folder of one."""
+    return [path.name for path in sorted(file.parent.glob("*.yaml")) if path != file]
+
+
+def _laid(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Keys over keys: `overrides` merge as in recipes, `evaluators` and `presets` by name, all else is replaced."""
+    out = dict(old)
+    for key, value in new.items():
+        before = old.get(key) or {}
+        if not isinstance(value, dict) or not isinstance(before, dict):
+            out[key] = value
+        elif key == "presets":
+            out[key] = before | {name: _laid(before.get(name) or {}, laid or {}) for name, laid in value.items()}
+        else:
+            merging: dict[str, Callable[[Any, Any], Any]] = {"overrides": merge_config, "evaluators": merge_keys}
+            out[key] = merging[key](before, value) if key in merging else value
+    return out
 
 
 class _Reader:
@@ -162,11 +207,8 @@ class _Reader:
                 self.fail((*path, str(key)), f"unknown key {key!r}; {suggest(str(key), known)}")
 
     def lay(self, preset: str, laid: dict[str, Any]) -> None:
-        """A preset over the grid: `overrides` and `evaluators` merge as in recipes, other keys are replaced."""
-        merging: dict[str, Callable[[Any, Any], Any]] = {"overrides": merge_config, "evaluators": merge_keys}
-        for key, value in laid.items():
-            merge = merging.get(key) if isinstance(value, dict) else None
-            self.content[key] = merge(self.content.get(key) or {}, value) if merge else value
+        """A preset over the grid."""
+        self.content = _laid(self.content, laid)
         begins = ("presets", preset)
         self.places |= {path[2:]: place for path, place in self.places.items() if path[:2] == begins and path[2:]}
 

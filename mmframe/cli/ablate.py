@@ -19,6 +19,7 @@ Trains every variant of a grid under every seed and the same budget, each run in
 final weights, and writes a table with paired differences to the baseline, and plots. The same command goes on with a
 sweep that was stopped or killed: what is finished is not repeated, what was cut off goes on from its checkpoint."""
 EPILOG = """a grid (experiments/ablations/experts.yaml is one to copy):
+  extends: _common.yaml           another grid, whose keys these are laid over
   base: demo/evip_pp              a recipe, or a list of them
   mode: one_at_a_time             the baseline, and each other variant alone; or product; or list, with one axis
   seeds: [0, 1, 2]

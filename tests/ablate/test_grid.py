@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mmframe.ablate.grid import Grid, read_grid
 from mmframe.ablate.plan import Run, differences, plan
@@ -108,10 +109,36 @@ def test_a_preset_lies_over_the_grid(written: Written) -> None:
     assert read_grid(file).seeds == (0, 1, 2)
 
 
+def test_a_grid_extends_another(written: Written, tmp_path: Path) -> None:
+    """Keys are replaced, but evaluators and presets name by name, and overrides as in recipes."""
+    evaluators = {"text": {"class_path": "TextLoss", "init_args": {"count": 64}}}
+    common = {
+        "evaluators": evaluators,
+        "metrics": ["text.nll"],
+        "overrides": {"trainer": {"precision": "32-true"}},
+        "presets": {"h100": {"seeds": [5], "overrides": {"trainer": {"accelerator": "gpu"}}}, "fast": {"seeds": [7]}},
+    }
+    (tmp_path / "_common.yaml").write_text(yaml.safe_dump(common))
+    file = written(
+        extends="_common.yaml",
+        metrics=None,
+        overrides={"trainer": {"devices": 1}},
+        evaluators={"text": {"init_args": {"count": 8}}},
+        presets={"h100": {"overrides": {"trainer": {"max_steps": 9}}}},
+    )
+    grid = read_grid(file, "h100")
+    assert grid.metrics == ("text.nll",) and grid.seeds == (5,) and read_grid(file, "fast").seeds == (7,)
+    assert grid.evaluators["text"] == {"class_path": "TextLoss", "init_args": {"count": 8}}
+    expected = {"precision": "32-true", "devices": 1, "accelerator": "gpu", "max_steps": 9}
+    assert grid.overrides.overlay.common == {"trainer": expected}
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'?"),
     ({"base": "toy/dens"}, "base: no recipe 'toy/dens': neither a file nor a shipped recipe; did you mean 'toy/dense'"),
     ({"base": None}, "the grid names no recipe"),
+    ({"extends": "comon.yaml"}, "extends: 'comon.yaml' is no file beside it"),
+    ({"extends": "grid.yaml"}, "extends: grid.yaml goes round in a circle"),
     ({"mode": "products"}, "mode: 'products' is not known; did you mean 'product'?"),
     ({"mode": "list", "axes": AXES}, "list takes one axis"),
     ({"seeds": [0, 0]}, "seeds: a seed stands twice"),
