@@ -206,8 +206,10 @@ def test_backbone_says_its_sizes(cls: type) -> None:
 
 
 @every("backbone")
-@pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(
+    ("attention", "positions"),
+    [*((mask, "linear") for mask in ATTENTION), *(("causal", turn) for turn in POSITIONS if turn != "linear")],
+)  # any two together: tests/model/test_geometry.py
 def test_backbone_continues_over_a_cache(cls: type, attention: str, positions: str) -> None:
     """A turn with a picture, another one, and then token by token: the same as the whole row at once."""
     if positions == "native" and cls.__name__ in NO_NATIVE:

@@ -55,6 +55,7 @@ def same_result(folder: Path, one: str, other: str) -> None:
     assert rows[0] == rows[1] and len(rows[0]) == 12
 
 
+@pytest.mark.slow  # in the default suite two ranks do the same, below
 @pytest.mark.timeout(600)
 def test_a_killed_mixture_ends_as_the_uninterrupted_one(folder):
     words = ("--data.num_workers=0", "--trainer.enable_progress_bar=false")
