@@ -21,9 +21,11 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": 
 _FUSED = {"cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me"}
 _FUSED_WORD = re.compile(rf"\b({'|'.join(_FUSED)})\b")
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
+_ABBREVIATIONS = "mr mrs ms dr st jr sr vs etc prof gen inc ltd corp mt ave sgt capt rev jan feb aug sept oct nov dec"
 _TOKEN = re.compile(
     r"n't(?!\w)|'(?:s|m|d|re|ve|ll)(?!\w)"
-    r"|(?:[a-z]\.){2,}|\b(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|prof|gen|inc|ltd|corp|mt|ave|sgt|capt|rev)\.(?!\w)"
+    rf"|(?<!\w)(?:(?:[a-z]\.)+|(?:{_ABBREVIATIONS.replace(' ', '|')})\.)(?!\w)"
+    r"|(?<!\w)[-+](?=\d)\d+(?:[.,]\d+)*"
     r"|\w+(?:(?:[-/]|(?<=\d)[.,:](?=\d)|'(?=[a-z]))\w+)*"  # well-known, 1/2, 12:30, o'clock
     r"|\.{2,}|[?!]+|-+|[^\w\s]"
 )
@@ -37,7 +39,7 @@ def caption_words(text: str) -> list[str]:
     """
     plain = text.lower().translate(_QUOTES)
     plain = _FUSED_WORD.sub(lambda found: _FUSED[found[0]], plain)
-    found = _TOKEN.findall(_CLITIC.sub(r" \1", plain))
+    found: list[str] = _TOKEN.findall(_CLITIC.sub(r" \1", plain))
     return [_BRACKETS.get(token, token) for token in found if token not in _DROPPED and set(token) != {"."}]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from mmframe.errors import UserError
 
-# A capital letter alone. "A" and "I" before a small word are an article and a pronoun, unless the word argues for them
-_LETTER = r"(?<![A-Za-z0-9])(?!(?:A|I)\s+(?!(?:is|because|since)\b)[a-z])([A-Z])(?![A-Za-z0-9'’])"
+# A capital letter alone. "A" and "I" before a small word are an article and a pronoun, unless the word goes with a letter
+_LETTER = r"(?<![A-Za-z0-9])(?!(?:A|I)[ \t]+(?!(?:is|as|because|since|and|or)\b)[a-z])([A-Z])(?![A-Za-z0-9'’])"
 _ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 _STATED = re.compile(
     r"(?:(?i:\b(?:answer|option|choice)(?:\s+is|\s*:))|答案(?:是|为|:)?)\s*(?:(?i:option|choice|letter)\s+)?[\s*(\[]*"
