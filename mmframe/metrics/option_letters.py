@@ -10,7 +10,7 @@ from typing import Any
 
 from mmframe.errors import UserError
 
-# A capital letter alone. "A" and "I" before a small word are an article and a pronoun, unless the word goes with a letter
+# A capital letter alone; before a small word "A" is an article and "I" a pronoun, unless the word goes with a letter
 _LETTER = r"(?<![A-Za-z0-9])(?!(?:A|I)[ \t]+(?!(?:is|as|because|since|and|or)\b)[a-z])([A-Z])(?![A-Za-z0-9'’])"
 _ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 _STATED = re.compile(
