@@ -25,6 +25,7 @@ KINDS = (
     "auxiliary",
     "checkpoint",
     "evaluator",
+    "metric",
 )
 PLUGIN_GROUP = "mmframe.plugins"
 
