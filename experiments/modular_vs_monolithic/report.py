@@ -78,7 +78,7 @@ def _inference(speed: Mapping[str, Any]) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|")
     ratios = speed["modular over monolithic, seconds"]
     for picture in ratios:
-        for half in ("monolithic", "modular"):
+        for half, colour in (("monolithic", "C0"), ("modular", "C1")):
             found = speed[half][picture]
             lines.append(
                 f"| {picture} | {half} | {found['prompt tokens']} | {found['prefill FLOPs']:.3g} | "
@@ -98,7 +98,7 @@ def draw(file: Path, rows: Sequence[CsvRow]) -> None:
     metrics = [metric for metric in (next(iter(table.metrics)), "questions.open") if metric in table.metrics]
     figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.8), layout="constrained", squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
-        for half in ("monolithic", "modular"):
+        for half, colour in (("monolithic", "C0"), ("modular", "C1")):
             points = []
             for variant in table.variants:
                 if variant.partition("_")[0] == half and table.spread(variant, metric).n:
@@ -106,9 +106,9 @@ def draw(file: Path, rows: Sequence[CsvRow]) -> None:
                     points.append((cost, table.spread(variant, metric).mean))
                     values = table.by_seed(variant, metric)
                     costs = table.by_seed(variant, "flops")
-                    axis.scatter([costs.get(s, cost) for s in values], list(values.values()), s=10, alpha=0.5)
+                    axis.scatter([costs.get(s, cost) for s in values], list(values.values()), 10, colour, alpha=0.5)
             if points:
-                axis.plot(*zip(*sorted(points), strict=True), "o-", label=half)
+                axis.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=half)
         axis.set_xlabel("training FLOPs")
         axis.set_ylabel(f"{metric} ({table.metrics[metric]} is better)")
         axis.legend()
