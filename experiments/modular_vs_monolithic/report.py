@@ -78,7 +78,7 @@ def _inference(speed: Mapping[str, Any]) -> list[str]:
     lines.append("|---|---|---|---|---|---|---|")
     ratios = speed["modular over monolithic, seconds"]
     for picture in ratios:
-        for half, colour in (("monolithic", "C0"), ("modular", "C1")):
+        for half in ("monolithic", "modular"):
             found = speed[half][picture]
             lines.append(
                 f"| {picture} | {half} | {found['prompt tokens']} | {found['prefill FLOPs']:.3g} | "
