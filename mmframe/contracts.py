@@ -44,7 +44,7 @@ class Component:
 
     spec: dict[str, Any]
     toy_args: ClassVar[dict[str, Any] | None] = {}
-    """Constructor arguments of a tiny instance, for tests/test_contracts.py; None: it has one size and no other."""
+    """Constructor arguments of a tiny instance, for tests/contracts; None: it has one size and no other."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Tests mirror the packages; helpers.py has the small builders, test_contracts.py runs over the registry."""
+"""Tests mirror the packages; helpers.py has the small builders, contracts/ runs over the registry."""

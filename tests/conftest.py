@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONGEST = (
     *("cli/test_data_killed.py", "ablate/test_sweep.py", "test_docs.py", "cli/test_chain.py", "test_recipes.py"),
-    *("cupy_kernels/test_planted_bugs.py", "cli/test_scripts.py", "test_contracts.py", "cli/test_finetune.py"),
+    *("cupy_kernels/test_planted_bugs.py", "cli/test_scripts.py", "cli/test_finetune.py"),
 )
 
 

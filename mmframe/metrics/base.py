@@ -42,7 +42,7 @@ class TaskMetric(Component, Metric, ABC):
     needs: ClassVar[tuple[str, ...]]
     """Keys that a reference must have."""
     samples: ClassVar[list[tuple[Any, Row]]]
-    """A few predictions and references, as an example and for tests/test_contracts.py."""
+    """A few predictions and references, as an example and for tests/contracts."""
     extracts: ClassVar[bool] = False
     """Whether it has to find the answer in a text; `unmatched` then counts where it could not: wrong, never guessed."""
     higher_is_better: bool | None = True

@@ -1,4 +1,4 @@
-"""P43: what a score does not depend on: ranks, repeats, order; tests/test_contracts.py has it for every metric."""
+"""P43: what a score does not depend on: ranks, repeats, order; tests/contracts has it for every metric."""
 
 from __future__ import annotations
 
