@@ -5,6 +5,7 @@ n tiles, C channels, h x w cells.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from mmframe.kinds import TokenKind
 from mmframe.layers import parse_layers
 
 
-class Teacher:
+class Teacher(ABC):
     """Tiles -> feature grids. Holds its model outside of any module tree: it is never trained, counted or saved.
 
     Attributes:
@@ -30,9 +31,9 @@ class Teacher:
     model: nn.Module
     channels: int
 
+    @abstractmethod
     def grids(self, tiles: Tensor) -> list[Tensor]:
         """Tiles as the student gets them [n, 3, H, W] -> [n, C, h, w] of each block asked for."""
-        raise NotImplementedError
 
     def _prepared(self, tiles: Tensor, size: Sequence[int]) -> Tensor:
         """Pixels at the size that the model takes, in its dtype."""
