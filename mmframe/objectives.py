@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmframe.batch import Batch
 from mmframe.contracts import Objective
 from mmframe.errors import UserError, nearest
+from mmframe.planned_device import device_type
 from mmframe.registry import register
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}
@@ -47,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _chunks(logits_SV: Tensor) -> tuple[Tensor, ...]:
-    return logits_SV.split(max(1, CHUNK.get(logits_SV.device.type, 2**26) // logits_SV.shape[1]))
+    return logits_SV.split(max(1, CHUNK.get(device_type(logits_SV), 2**26) // logits_SV.shape[1]))
 
 
 def cross_entropy(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
