@@ -88,7 +88,8 @@ class ModelBytes:
             strategy: `single` or one of STRATEGIES.
             gpus: N.
             trace: Of a micro-batch.
-            times: The micro-batch has so many times the rows of the trace; all that a step adds is linear in them.
+            times: The micro-batch has so many times the rows of the trace. What a step adds grows with them, all but a
+                weight's second gradient (of a tied head), so more than the traced rows is a little less than said.
         """
         inputs, n = times * trace.inputs, gpus
         if strategy in ("single", "ddp", "zero1"):

@@ -119,7 +119,7 @@ def _made_up(data: Any, embedder: PatchEmbedder, assumed: Assumptions) -> StageR
     side = embedder.image_size
     tokens = embedder.tile_tokens(side, side)
     shape = getattr(data, "row_shape", None)
-    limit = shape.tokens if shape else 2**31
+    limit = shape.tokens if shape else getattr(data, "max_tokens", None) or 2**31
     most = getattr(data, "max_tiles", 1)
     if assumed.tiles is not None:
         tiles, source = assumed.tiles, f"{assumed.tiles} tiles"

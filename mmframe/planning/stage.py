@@ -61,7 +61,7 @@ def plan_stage(name: str, config: dict[str, Any], setting: Setting, assumed: Ass
     rows = stage_rows(config, assumed)
     length = _length(name, trainer, rows, setting.gpus)
     objective = component(model["objective"]) if model.get("objective") else NextToken()
-    traced = 1 if rows.of_epoch is None else min(rows.batch_size, length["micro_batch"])
+    traced = length["micro_batch"]
     batch = rows.batch(traced)
     steps = {
         kind: trace_step(net, objective, batch, setting.unit.device, kind == "checkpointed")
@@ -99,7 +99,7 @@ def plan_stage(name: str, config: dict[str, Any], setting: Setting, assumed: Ass
             },
             "not_counted": [f"auxiliary loss {loss}" for loss in left_out],
         },
-        "memory": _memory(needs, steps, rows, traced, length["micro_batch"], setting),
+        "memory": _memory(needs, steps, traced, setting),
         "data": _data(rows, length, seconds, setting.gpus),
         "inference": asdict(roofline(net, prompt, forward_of_prompt(plain, traced * rows.records), setting.unit)),
     }
@@ -140,20 +140,17 @@ def _length(name: str, trainer: dict[str, Any], rows: StageRows, gpus: int) -> d
     return {"steps": steps, "rows_a_step": at_once, "micro_batch": micro, "accumulate": each // micro}
 
 
-def _memory(
-    needs: ModelBytes, steps: dict[str, StepTrace], rows: StageRows, traced: int, micro: int, setting: Setting
-) -> dict[str, Any]:
-    """Bytes on one GPU for each strategy and kind of step, and the most tokens of a micro-batch."""
+def _memory(needs: ModelBytes, steps: dict[str, StepTrace], rows: int, setting: Setting) -> dict[str, Any]:
+    """Bytes on one GPU for each strategy and kind of step of so many rows, and the most that fit."""
     found: dict[str, Any] = {}
     for strategy in ("single",) if setting.gpus == 1 else setting.strategies:
         found[strategy] = {}
         for kind, trace in steps.items():
-            need = needs.need(strategy, setting.gpus, trace, micro / traced)
+            need = needs.need(strategy, setting.gpus, trace)
             most = needs.largest(strategy, setting.gpus, trace, setting.unit.memory)
-            tokens, whole = most * trace.tokens, int(most * traced)
             found[strategy][kind] = asdict(need) | {
                 "fits": need.total <= USABLE * setting.unit.memory,
-                "largest_micro_batch": {"rows": whole, "tokens": int(tokens)},
+                "largest_micro_batch": {"rows": int(most * rows), "tokens": int(most * trace.tokens)},
             }
     return found
 
