@@ -32,10 +32,9 @@ def _sized(parts: dict[str, Any]) -> dict[str, Any]:
     """Parts of a model whose patch embedder is as wide as the backbone and reads no weights."""
     with torch.device("meta"):
         hidden_size = component(parts["backbone"]).hidden_size
-    embedder = parts["patch_embedder"]
-    embedder = {"class_path": embedder} if isinstance(embedder, str) else embedder
-    arguments = {key: value for key, value in (embedder.get("init_args") or {}).items() if key != "weights"}
-    embedder = {"class_path": embedder["class_path"], "init_args": {"hidden_size": hidden_size} | arguments}
+    spec: dict[str, Any] = parts["patch_embedder"]
+    arguments = {key: value for key, value in (spec.get("init_args") or {}).items() if key != "weights"}
+    embedder = {"class_path": spec["class_path"], "init_args": {"hidden_size": hidden_size} | arguments}
     return {"backbone": parts["backbone"], "router": parts["router"], "patch_embedder": embedder}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def _made_up(data: Any, embedder: PatchEmbedder, assumed: Assumptions) -> StageR
     if assumed.picture is None or assumed.tiles is not None:
         return facts
     width, height = assumed.picture
-    return StageRows(**vars(facts) | {"picture_bytes": packed * width * height * BYTES_A_PIXEL})
+    return replace(facts, picture_bytes=packed * width * height * BYTES_A_PIXEL)
 
 
 def _budget(most: int) -> str:

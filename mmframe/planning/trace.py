@@ -149,8 +149,10 @@ class _Products(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             return self.attention(*args, **kwargs)
         out = func(*args, **kwargs)
-        if func in (F.linear, F.conv2d, torch.conv2d) and id(args[1]) in self.names:
-            x, weight = args[:2]
+        if func in (F.linear, F.conv2d, torch.conv2d):
+            x, weight = (args[n] if n < len(args) else kwargs[key] for n, key in enumerate(("input", "weight")))
+            if id(weight) not in self.names:
+                return out
             product = self.found.setdefault(self.names[id(weight)], Product())
             rows = out.numel() // weight.shape[0]
             cost = 2 * rows * weight.numel()

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmframe.objectives import NextToken
 from mmframe.planning.operations import by_component, by_kind
-from mmframe.planning.trace import trace_step
+from mmframe.planning.trace import _Products, trace_step
 from tests.plan.models import MEDIUM, POLICIES, SMALL, meta_net, module, rows
 
 
@@ -72,3 +72,11 @@ def test_frozen_text_costs_less_and_an_image_token_of_a_trained_expert_more() ->
     assert kinds["S1.1"]["image"] == pytest.approx(kinds["S2"]["image"], rel=0.1)
     weights = 2 * (4 * 64 * 64 * 0.75 + 3 * 64 * 128) * 2  # two layers: q and o whole, k and v half; the FFN
     assert kinds["S1.1"]["text"] == pytest.approx(2 * weights) and kinds["S2"]["text"] == pytest.approx(3 * weights)
+
+
+def test_products_are_known_however_the_weight_is_handed_over() -> None:
+    layer = torch.nn.Linear(8, 4, device="meta")
+    with (products := _Products(layer, "cuda")):
+        torch.nn.functional.linear(torch.empty(3, 8, device="meta"), weight=layer.weight)
+        torch.nn.functional.linear(torch.empty(3, 8, device="meta"), torch.empty(4, 8, device="meta"))
+    assert {name: (p.rows, p.forward, p.backward) for name, p in products.found.items()} == {"weight": (3, 192, 192)}
