@@ -12,8 +12,8 @@ scores them like any others. answers.jsonl itself stays as it is, so that a late
 `record` is what Result.judge holds, and Result.matcher is then ``judge``; without these two lines it is ``rules``.
 
 Replies are written to judge.jsonl beside the answers as they come. After a kill, or when some calls failed, the same
-run asks only for the rest. A reply that cannot be read is asked for again and then counted as failed: never guessed, never
-scored by rules instead. While one is missing there is no result.
+run asks only for the rest. A reply that cannot be read is asked for again and then counted as failed: never guessed,
+never scored by rules instead. While one is missing there is no result.
 """
 
 from __future__ import annotations

@@ -48,11 +48,11 @@ class MathVistaAccuracy(JudgedMetric):
     asks = "unmatched"
 
     def score(self, prediction: str, reference: Mapping[str, Any]) -> Row:
+        right = self._right(reference)
         read, by = self._read(prediction, reference), "rules"
         if read is None and reference.get(VERDICT) is not None:
             read, by = self._read(str(reference[VERDICT]), reference), "judge"
-        right = read is not None and read == self._right(reference)
-        return {"score": float(right), "chosen": read, "unmatched": read is None, "by": by}
+        return {"score": float(read is not None and read == right), "chosen": read, "unmatched": read is None, "by": by}
 
     def read_judge(self, reply: str, reference: Mapping[str, Any]) -> str | None:
         said = _LEAD.sub("", reply.strip()).strip(" \n\t*`\"'")

@@ -22,10 +22,10 @@ class MMVetScore(JudgedMetric):
     """MM-Vet's score in percent, of all samples and by capability (Yu et al. 2024).
 
     The benchmark is defined with GPT-4 as a judge that grades every answer from 0 to 1; with verdicts the score is
-    their mean, as its evaluator's. Without a judge only the reference's own syntax can be checked: `<OR>` stands between
-    alternatives, `<AND>` between what all has to be said; a row's score is the best alternative's share of parts that
-    stand in the answer word for word (capitals and spaces do not count), and `unmatched` counts answers in which no
-    alternative stands whole, since they may say it in other words. That is no number to compare with judged ones.
+    their mean, as its evaluator's. Without a judge only the reference's own syntax can be checked: `<OR>` stands
+    between alternatives, `<AND>` between what all has to be said; a row's score is the best alternative's share of
+    parts that stand in the answer word for word (capitals and spaces do not count), and `unmatched` counts answers in
+    which no alternative stands whole, since they may say it in other words. That does not compare with judged scores.
 
     References have `answer` and `category`, a list of capabilities: rec, ocr, know, gen, spat, math.
     """
