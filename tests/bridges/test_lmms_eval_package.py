@@ -135,7 +135,8 @@ def test_the_command_line_finds_the_model_by_its_entry_point(place: Path) -> Non
     groups = [[f"[{group}]", *(f"{n} = {v}" for n, v in points.items())] for group, points in ENTRY_POINTS.items()]
     (installed / "entry_points.txt").write_text("\n".join(line for group in groups for line in group))
     paths = [str(installed.parent), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    words = f"--model mmframe --model_args pretrained={place / 'model'},batch_size=2 --device cpu --tasks ours_generate"
+    arguments = f"pretrained={place / 'model'},batch_size=2,max_tiles=4"
+    words = f"--model mmframe --model_args {arguments} --device cpu --tasks ours_generate"
     done = subprocess.run(
         [sys.executable, "-m", "lmms_eval", *words.split(), "--include_path", place / "tasks", "--limit", "3"]
         + ["--output_path", place / "out", "--log_samples"],
@@ -147,4 +148,4 @@ def test_the_command_line_finds_the_model_by_its_entry_point(place: Path) -> Non
     (samples,) = (place / "out").rglob("*samples_ours_generate.jsonl")
     engine, asked = prompts(place)
     said = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
-    assert said == [one.text for one in engine.generate(asked[:3], SamplingParams(6))]
+    assert said == [one.text.strip() for one in engine.generate(asked[:3], SamplingParams(6))]

@@ -56,7 +56,7 @@ class Options:
             raise UserError(f"{NAME}: no argument {wrong[0]!r}; {suggest(wrong[0], known)}")
         if not given.get("pretrained"):
             raise UserError(f"{NAME}: which model? add pretrained=RUN_DIRECTORY to --model_args")
-        read = dict(given) | {"pretrained": str(given["pretrained"])}
+        read: dict[str, Any] = {**given, "pretrained": str(given["pretrained"])}
         for name in ("batch_size", "max_tiles", "max_new_tokens"):
             if name in read:
                 read[name] = _whole(name, read[name])
