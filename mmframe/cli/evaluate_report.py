@@ -40,12 +40,14 @@ def main(words: list[str]) -> int:
     from mmframe.evaluate.collect import find_results, model_rows
     from mmframe.evaluate.published import chosen
     from mmframe.evaluate.report import COLUMNS, as_json, csv_rows, markdown
-    from mmframe.evaluate.tables import build_report
+    from mmframe.evaluate.tables import FEWEST_AXES, build_report
 
     published = chosen(name.strip() for name in args.rows.split(",") if name.strip())
     found, unfinished = find_results(args.results)
     report = build_report(model_rows(found), args.limited)
-    report.left_out += [f"{folder}: its evaluation has not finished" for folder in unfinished]
+    report.left_out += [
+        f"{folder}: answers without a result: not finished, or a split without public answers" for folder in unfinished
+    ]
     out = args.out or args.results[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
     text, stream = markdown(report), io.StringIO()
@@ -56,13 +58,14 @@ def main(words: list[str]) -> int:
     for name, content in written.items():
         write_atomically(out / name, content)
     print(text)
-    from mmframe.evaluate.radar import draw_radar  # matplotlib is slow to load
+    if len(report.radar_axes()) >= FEWEST_AXES:
+        from mmframe.evaluate.radar import draw_radar  # matplotlib is slow to load
 
-    if draw_radar(out / "radar.png", report, published):
+        draw_radar(out / "radar.png", report, published)
         written["radar.png"] = ""
     else:
         (out / "radar.png").unlink(missing_ok=True)  # an earlier report's
-        print("no radar.png: it takes three benchmarks of the paper's two tables")
+        print(f"no radar.png: it takes {FEWEST_AXES} benchmarks of the paper's two tables")
     print("\n".join(str(out / name) for name in written))
     return 0
 

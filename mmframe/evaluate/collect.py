@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from mmframe.cli.run_dir import few
 from mmframe.errors import UserError
-from mmframe.evaluate.record import ANSWERS, RESULT, Result
+from mmframe.evaluate.record import RESULT, Result
+
+_SET_ASIDE = re.compile(r"\.old-\d+$")  # what `mmframe evaluate --force` keeps of an earlier result
 
 CONDITIONS = (
     *("metric", "headline", "prompt_digest", "data_fingerprint", "decoding", "max_tiles", "matcher", "limit"),
@@ -41,7 +44,7 @@ def conditions(result: Result) -> dict[str, Any]:
     judge = None
     if result.judge:
         judge = {key: result.judge.get(key) for key in ("model", "prompt_digest")}  # whichever machine it ran on
-    code = {key: result.code.get(key) for key in ("mmframe", "revision")}
+    code = {key: result.code.get(key) for key in ("mmframe", "revision", "dirty")}
     metric = {key: result.metric.get(key) for key in ("name", "version", "spec")}
     own = {"judge": judge, "code": code, "metric": metric, "dtype": result.model.get("dtype")}
     return {key: own[key] if key in own else getattr(result, key) for key in CONDITIONS}
@@ -54,7 +57,9 @@ def differing(one: Result, other: Result) -> list[str]:
 
 
 def find_results(places: Sequence[Path]) -> tuple[list[tuple[Path, Result]], list[Path]]:
-    """Result folders under some places, in the order of their paths; and folders with answers but no result yet.
+    """Result folders under some places, in the order of their paths; and folders with answers but without a result.
+
+    What was set aside (`TASK.old-N`) is no result any more.
 
     Args:
         places: folders of results, of a model, or of one result.
@@ -67,11 +72,12 @@ def find_results(places: Sequence[Path]) -> tuple[list[tuple[Path, Result]], lis
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place}: is no folder of results; `mmframe evaluate` writes them")
-        folders = sorted({file.parent for name in (RESULT, ANSWERS) for file in place.rglob(name)})
+        folders = sorted({file.parent for name in (RESULT, "answers*.jsonl") for file in place.rglob(name)})
+        folders = [f for f in folders if not any(_SET_ASIDE.search(part) for part in f.relative_to(place).parts)]
         done = [folder for folder in folders if (folder / RESULT).is_file()]
         left = [folder for folder in folders if folder not in done]
         if not done:
-            cut = f", only answers of an evaluation that has not finished: {few([str(f) for f in left])}"
+            cut = f", only answers, of an evaluation that has not finished: {few([str(f) for f in left])}"
             raise UserError(f"{place}: holds no {RESULT}{cut if left else ''}; `mmframe evaluate` writes it")
         found |= {folder.resolve(): (folder, Result.read(folder)) for folder in done}
         unfinished += left
@@ -89,6 +95,8 @@ def model_rows(found: Iterable[tuple[Path, Result]]) -> list[ModelRow]:
         weights = str(result.model.get("weights", ""))
         name = str(result.model.get("name") or folder.parent.name)
         row = by_folder.setdefault((folder.parent, weights), ModelRow(name, weights))
+        if result.task in row.results:  # a copy beside it: compared below, never put over the first
+            row = by_folder[folder, weights] = ModelRow(name, weights)
         row.results[result.task], row.folders[result.task] = result, folder
     rows: list[ModelRow] = []
     for row in by_folder.values():

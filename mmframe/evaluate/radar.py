@@ -18,28 +18,18 @@ INNER = 0.25
 GREYS = ("#5b7fa6", "#c98b4b", "#7a9a68", "#9a7aa8", "#8f8f8f", "#b0766f")
 
 
-def axes_of(report: Report) -> dict[str, list[Row]]:
-    """The averaged tables' columns in which we have a figure, with the rows of their table."""
-    found = {}
-    for table in report.tables:
-        for name in table.spec.columns if table.spec.average else ():
-            if any(row.ours and name in row.cells for row in table.rows):
-                found[name] = table.rows
-    return found
-
-
-def draw_radar(file: Path, report: Report, published: Sequence[str]) -> bool:
+def draw_radar(file: Path, report: Report, published: Sequence[str]) -> None:
     """Draws our rows against published ones.
 
     An axis runs from the lowest to the highest figure of the rows shown, which stands at its end. A row without a
     figure on an axis has a gap there.
 
-    Returns:
-        Whether it was drawn: fewer than three axes are no radar.
+    Args:
+        file: PNG.
+        report: With FEWEST_AXES `radar_axes` or more.
+        published: Names of published rows.
     """
-    axes = axes_of(report)
-    if len(axes) < 3:
-        return False
+    axes = report.radar_axes()
     shown = [(name, False) for name in published]
     shown += [
         (row.name, True) for row in report.rows if any(_cell(rows, row.name, True, a) for a, rows in axes.items())
@@ -78,7 +68,6 @@ def draw_radar(file: Path, report: Report, published: Sequence[str]) -> bool:
     figure.subplots_adjust(top=0.92, bottom=0.17)
     figure.savefig(file, dpi=140)
     plt.close(figure)
-    return True
 
 
 def _cell(rows: Sequence[Row], name: str, ours: bool, column: str) -> Cell | None:

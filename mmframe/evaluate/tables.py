@@ -10,6 +10,9 @@ from mmframe.evaluate.collect import ModelRow, differing
 from mmframe.evaluate.published import Column, Published, TableSpec, tables
 from mmframe.evaluate.record import Result
 
+FEWEST_AXES = 3
+"""Of a radar plot."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -92,6 +95,16 @@ class Report:
     others: list[Other]
     left_out: list[str]
     rows: list[ModelRow]
+
+    def radar_axes(self) -> dict[str, list[Row]]:
+        """The averaged tables' columns in which we have a figure, with the rows of their table."""
+        return {
+            name: table.rows
+            for table in self.tables
+            if table.spec.average
+            for name in table.spec.columns
+            if any(row.ours and name in row.cells for row in table.rows)
+        }
 
 
 def mean_of(spec: TableSpec, scores: dict[str, float]) -> float:

@@ -6,11 +6,13 @@ import csv
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mmframe.evaluate
 from mmframe.cli.evaluate_report import main
 from mmframe.errors import UserError
 from mmframe.evaluate.collect import find_results, model_rows
@@ -165,6 +167,18 @@ def test_folders_of_the_same_weights_that_agree_are_one_row(tmp_path: Path) -> N
     ]
 
 
+def test_what_was_set_aside_is_no_result_and_a_copy_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path, result("docvqa_test", "anls", 60.0))
+    write(tmp_path, result("docvqa_test", "anls", 50.0, prompt_digest="p2"), folder="copied").rename(
+        folder.with_name("docvqa_test.old-1")
+    )
+    assert len(find_results([tmp_path])[0]) == 1
+    folder.with_name("docvqa_test.old-1").rename(folder.with_name("docvqa_again"))
+    rows = model_rows(find_results([tmp_path])[0])
+    assert [row.results["docvqa_test"].score for row in rows] == [50.0, 60.0]
+    assert "docvqa_test was measured with another prompt_digest" in rows[1].notes[0]
+
+
 def test_a_row_of_different_revisions_says_so(tmp_path: Path) -> None:
     write(tmp_path, result("docvqa_test", "anls"))
     write(tmp_path, result("ai2d_test", "option_accuracy", code={"revision": "def"}))
@@ -198,7 +212,7 @@ def test_every_form_of_the_report_and_its_plot(tmp_path: Path, capsys: pytest.Ca
     assert data["models"][0]["results"]["coco"]["figures"]["score"] is None
     assert main([str(tmp_path / "demo"), f"--out={folder}"]) == 0
     assert not (folder / "radar.png").exists(), "no plot of an earlier report stays"
-    assert "no radar.png: it takes three benchmarks" in capsys.readouterr().out
+    assert "no radar.png: it takes 3 benchmarks" in capsys.readouterr().out
 
 
 def test_a_model_that_is_named_as_a_published_one_is_told_apart(tmp_path: Path) -> None:
@@ -208,7 +222,7 @@ def test_a_model_that_is_named_as_a_published_one_is_told_apart(tmp_path: Path) 
     root = mono(tmp_path, model={"name": "Mono-InternVL-2B"}).with_name("Mono-InternVL-2B")
     report = report_of(root)
     assert [row.ours for row in table_of(report, "vqa").rows if row.name == "Mono-InternVL-2B"] == [False, True]
-    assert radar.draw_radar(tmp_path / "r.png", report, ["Mono-InternVL-2B"])
+    radar.draw_radar(tmp_path / "r.png", report, ["Mono-InternVL-2B"])
     assert {row["ours"] for row in csv_rows(report) if row["model"] == "Mono-InternVL-2B"} == {0, 1}
     assert set().union(*csv_rows(report)) == set(COLUMNS) and json.loads(as_json(report))["format"] == 1
 
@@ -228,19 +242,26 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     (tmp_path / "ours" / "half" / "answers.jsonl").write_text("")
     assert main([str(tmp_path)]) == 0
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    assert f"- {tmp_path / 'ours' / 'half'}: its evaluation has not finished" in text
+    assert f"- {tmp_path / 'ours' / 'half'}: answers without a result: not finished, or a split" in text
     (folder / "result.json").unlink()
-    with pytest.raises(UserError, match="only answers of an evaluation that has not finished"):
+    with pytest.raises(UserError, match="only answers, of an evaluation that has not finished"):
         main([str(folder)])
 
 
-def test_it_runs_without_torch(tmp_path: Path) -> None:
-    mono(tmp_path)
+def test_it_runs_without_torch_and_without_a_plot_without_matplotlib(tmp_path: Path) -> None:
+    write(tmp_path, result("docvqa_test", "anls"))
     code = (
         "import sys; from mmframe.cli.evaluate_report import main; import mmframe.cli.evaluate_browse;"
-        "main([sys.argv[1]]); assert 'torch' not in sys.modules"
+        "main([sys.argv[1]]); assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_published_rows_and_the_page_are_in_a_wheel() -> None:
+    folder = Path(mmframe.evaluate.__file__).parent
+    settings = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    there = {file.name for pattern in settings["package-data"]["mmframe.evaluate"] for file in folder.glob(pattern)}
+    assert there == {file.name for file in folder.iterdir() if file.is_file() and file.suffix != ".py"}
 
 
 # Differences of two models.
