@@ -61,10 +61,11 @@ def unmatched(row: AnswerRow) -> bool:
 
 
 def category(row: AnswerRow) -> str:
-    """Category of the reference, "" without one."""
+    """Category of the reference, "" without one; of several (MM-Vet's capabilities) all, as one text."""
     for part in ("reference", "score"):
         if isinstance(row.get(part), Mapping) and row[part].get("category") is not None:
-            return str(row[part]["category"])
+            found = row[part]["category"]
+            return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
     return ""
 
 

@@ -15,6 +15,7 @@ import pytest
 import mmframe.evaluate
 from mmframe.cli.evaluate_report import main
 from mmframe.errors import UserError
+from mmframe.evaluate.answer_rows import category
 from mmframe.evaluate.collect import find_results, model_rows
 from mmframe.evaluate.compare import clustered
 from mmframe.evaluate.published import benchmark, tables
@@ -262,6 +263,11 @@ def test_the_published_rows_and_the_page_are_in_a_wheel() -> None:
     settings = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     there = {file.name for pattern in settings["package-data"]["mmframe.evaluate"] for file in folder.glob(pattern)}
     assert there == {file.name for file in folder.iterdir() if file.is_file() and file.suffix != ".py"}
+
+
+def test_a_category_of_several_is_one_text() -> None:
+    assert category(answer("x", reference={"category": ["ocr", "math"]})) == "ocr, math"
+    assert category(answer("x", reference={"category": 3})) == "3" and category({"id": "x", "error": "no"}) == ""
 
 
 # Differences of two models.
