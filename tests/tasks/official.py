@@ -88,7 +88,7 @@ def circular(chinese: bool = False, answers: bool = True) -> list[dict[str, Any]
     return rows
 
 
-# ---- one function a benchmark -----------------------------------------------------------------------------------------
+# ---- one function a benchmark ----------------------------------------------------------------------------------------
 
 
 def docvqa(root: Path) -> None:
