@@ -13,6 +13,8 @@ from mmframe.data.pictures import open_picture
 from mmframe.errors import UserError
 from mmframe.tasks import load_task
 from mmframe.tasks.fields import evaluate
+from mmframe.tasks.readers.base import Files
+from mmframe.tasks.readers.parquet import read_parquet
 from tests.tasks import official
 
 
@@ -124,3 +126,20 @@ def test_rotated_rows_share_the_picture_of_the_first(official_data: Path) -> Non
     examples = list(load_task("mmbench_en_dev", official_data))
     assert len({example.images for example in examples[:4]}) == 1 != len({example.images for example in examples})
     assert [example.reference["group"] for example in examples] == [7] * 4 + [8] * 2
+
+
+def test_parquet_s_pictures_are_single_or_in_lists_or_missing(tmp_path: Path) -> None:
+    rows = [
+        {"one": official.cell(1), "many": [official.cell(2), official.cell(3)], "plain": official.picture(4)},
+        {"one": None, "many": [], "plain": official.picture(5)},
+        {"one": {"bytes": None, "path": "x.png"}, "many": [official.cell(6)], "plain": official.picture(7)},
+    ]
+    official.put_parquet(tmp_path / "a.parquet", rows)
+    official.put_parquet(tmp_path / "b.parquet", rows)
+    found = read_parquet(Files(tmp_path, ""), "*.parquet").rows
+    for made, row in zip(found, rows * 2, strict=True):
+        assert [picture.read() for picture in made["many"]] == [picture["bytes"] for picture in row["many"]]
+        assert made["plain"].read() == row["plain"] and made["plain"].read(8) == row["plain"][:8]
+    assert found[0]["one"].read() == official.picture(1) and found[1]["one"] is None
+    with pytest.raises(UserError, match=r"b.parquet row 3, one: the picture has no bytes, only a path"):
+        found[5]["one"].read()

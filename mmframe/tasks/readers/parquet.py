@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,36 +20,34 @@ class ParquetCell(Cell):
 
     Attributes:
         file, column: where.
-        group, row: number of the row group, and of the row in it.
-        item: of a list of pictures, which one; None: the cell is the picture.
+        number: which of the pictures of this column, from 0 on.
+        row: number of the row, for messages.
     """
 
     file: str
     column: str
-    group: int
+    number: int
     row: int
-    item: int | None = None
 
     def __str__(self) -> str:
-        item = "" if self.item is None else f" {self.item + 1}"
-        return f"{self.file} row {self.row + 1} of group {self.group}, {self.column}{item}"
+        return f"{self.file} row {self.row}, {self.column}"
 
     def read(self, count: int | None = None) -> bytes:
-        """The bytes of the picture file; its row group is read, of which the last few are kept.
+        """The bytes of the picture file.
 
         Raises:
-            UserError: the cell has no bytes.
+            UserError: the file is damaged, or the cell has a path alone.
         """
-        value = _column(self.file, self.group, self.column)[self.row].as_py()
-        value = value if self.item is None else value[self.item]
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
+        kept = _unpacked(self.file, self.column)
+        start = int(kept["end"][self.number - 1]) if self.number else 0
+        end = int(kept["end"][self.number])
+        if start == end:
             raise UserError(f"{self}: the picture has no bytes, only a path; get the file again")
-        return data[:count]
+        return kept["content"][start : end if count is None else min(end, start + count)].tobytes()
 
 
 def read_parquet(files: Files, file: str | list[str]) -> Rows:
-    """Rows of Parquet files. Pictures stay in them until they are asked for.
+    """Rows of Parquet files. Pictures stay in them until the first is asked for.
 
     Args:
         files: Finds them.
@@ -66,40 +66,32 @@ def read_parquet(files: Files, file: str | list[str]) -> Rows:
 
 
 def _rows(path: Path) -> list[Row]:
-    from pyarrow import ArrowException
-
-    try:
-        parquet = _open(str(path))
+    with _parquet(path) as parquet:
         schema = parquet.schema_arrow
         pictures = [field.name for field in schema if _is_picture(field.type)]
-        rows: list[Row] = []
-        for group in range(parquet.num_row_groups):
-            texts = [name for name in schema.names if name not in pictures]
-            # of pictures only their path: what tells whether there is one, and how many
-            paths = [f"{name}.{inside}path" for name in pictures for inside in ("", "list.element.", "list.item.")]
-            table = parquet.read_row_group(group, columns=[*texts, *paths])
-            counts = {name: _counts(str(path), group, name, table) for name in pictures}
-            for number, row in enumerate(table.select(texts).to_pylist()):
-                for name in pictures:
-                    row[name] = _cells(str(path), name, group, number, counts[name][number])
-                rows.append({"file": path.stem, **row})
+        texts = [name for name in schema.names if name not in pictures]
+        rows = [{"file": path.stem, **row} for row in parquet.read(columns=texts).to_pylist()]
+        for name in pictures:
+            first = 0
+            for number, (row, count) in enumerate(zip(rows, _counts(parquet, name), strict=True), 1):
+                cells = [ParquetCell(str(path), name, first + n, number) for n in range(abs(count or 0))]
+                row[name] = None if count is None else cells[0] if count < 0 else cells
+                first += len(cells)
         return rows
-    except (ArrowException, OSError) as error:
-        raise broken(path, f"it is no whole Parquet file ({error})") from error
 
 
-def _counts(file: str, group: int, name: str, table: Any) -> list[int | None]:
-    """Of each row: None no picture, -1 one, else the length of its list."""
-    column = table.column(name) if name in table.column_names else _column(file, group, name)
-    return [None if value is None else len(value) if isinstance(value, list) else -1 for value in column.to_pylist()]
+def _counts(parquet: Any, name: str) -> list[int | None]:
+    """Pictures of each row: None is none, -1 is one that is no list, else the length of the list.
 
-
-def _cells(file: str, name: str, group: int, row: int, count: int | None) -> Any:
-    if count is None:
-        return None
-    if count < 0:
-        return ParquetCell(file, name, group, row)
-    return [ParquetCell(file, name, group, row, item) for item in range(count)]
+    Of pictures only the path is read, a small column of its own.
+    """
+    paths = [f"{name}.{inside}path" for inside in ("", "list.element.", "list.item.")]
+    table = parquet.read(columns=paths)
+    if name not in table.column_names:  # plain bytes
+        table = parquet.read(columns=[name])
+    return [
+        None if value is None else len(value) if isinstance(value, list) else -1 for value in table[name].to_pylist()
+    ]
 
 
 def _is_picture(kind: Any) -> bool:
@@ -112,14 +104,41 @@ def _is_picture(kind: Any) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-@lru_cache(maxsize=16)
-def _open(file: str) -> Any:
-    from pyarrow import parquet
+@lru_cache(maxsize=64)
+def _unpacked(file: str, column: str) -> Any:
+    """All pictures of a column, in the cache folder: "content", one after the other, and "end" of each, bytes.
 
-    return parquet.ParquetFile(file)
+    A picture cannot be read out of a Parquet file without its row group, of a hundred others; so they are copied once.
+    """
+    from mmframe.data.index import Arrays, cached_index
+
+    def build() -> Iterator[Arrays]:
+        import numpy as np
+
+        yield {"content": np.zeros(0, np.uint8), "end": np.zeros(0, np.int64)}
+        total = 0
+        with _parquet(Path(file)) as parquet:
+            for group in range(parquet.num_row_groups):
+                for value in parquet.read_row_group(group, columns=[column]).column(column):
+                    for data in _contents(value.as_py()):
+                        total += len(data)
+                        yield {"content": np.frombuffer(data, np.uint8), "end": np.array([total], np.int64)}
+
+    return cached_index(file, f"pictures of {column} 1", build)
 
 
-@lru_cache(maxsize=8)
-def _column(file: str, group: int, name: str) -> Any:
-    """A column of a row group; the last few are kept, as examples are asked for in order."""
-    return _open(file).read_row_group(group, columns=[name], use_threads=False).column(name)
+def _contents(value: Any) -> Iterator[bytes]:
+    for each in value if isinstance(value, list) else [] if value is None else [value]:
+        yield (each.get("bytes") if isinstance(each, dict) else each) or b""
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as parquet:
+            yield parquet
+    except (ArrowException, OSError) as error:
+        raise broken(path, f"it is no whole Parquet file ({error})") from error
