@@ -23,7 +23,7 @@ DATA_KEYS = ("folder", "get", "hub", "revision", "each", "every", "keep", "choic
 
 @dataclass(frozen=True)
 class Spec:
-    """What a task's YAML says; recipes/tasks/README.md explains the keys.
+    """What a task's YAML says; docs/tasks.md explains the keys.
 
     Attributes:
         about, split, mode, metric, decoding, max_tiles, judge: as in `Task`.
