@@ -114,7 +114,7 @@ def _run(command: str, words: list[str]) -> int:
         from mmframe.cli.chain import fit
 
         return fit(args)
-    from mmframe.cli.evaluate import evaluate
+    from mmframe.cli.stage_evaluation import evaluate
 
     return evaluate(args)
 
