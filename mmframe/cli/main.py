@@ -26,6 +26,7 @@ TOOLS = {
     "export": ("mmframe.cli.convert", "export_main", "SRC DST: ours -> the official layout"),
     "chat": ("mmframe.cli.chat", "main", "talk to a model in the terminal, with pictures"),
     "generate": ("mmframe.cli.generate", "main", "answer the rows of a JSONL file, batched; continues after a kill"),
+    "evaluate": ("mmframe.cli.evaluate", "main", "score a model on benchmarks; report | browse | tasks"),
     "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
     "ablate": ("mmframe.cli.ablate", "main", "GRID | report: change one thing, keep the rest equal, over seeds"),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),

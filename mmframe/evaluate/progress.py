@@ -33,6 +33,11 @@ class Progress:
         self.before = self.made = self.tokens = self.bad = 0
         self._score, self._next = "", 0.0
 
+    def tell(self, text: str) -> None:
+        """A line that stays."""
+        if self.line is not None:
+            self.line.tell(f"{self.task.name}: {text}")
+
     def add(self, rows: Sequence[Row], new: bool = True) -> None:
         """Counts rows, and shows where we are if it is time."""
         if self.line is None:

@@ -52,11 +52,18 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, on each of them."""
+        """The values of all ranks, on each of them.
+
+        Raises:
+            UserError: another rank has ended.
+        """
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value, group=self.group)
+        try:
+            dist.all_gather_object(found, value, group=self.group)
+        except RuntimeError as error:
+            raise UserError(f"rank {self.rank}: another rank has ended; the same command goes on ({error})") from error
         return found
 
     def on_first(self, act: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from mmframe.errors import UserError
 from mmframe.evaluate.asking import Asking
 from mmframe.evaluate.folder import AnswerFolder
 from mmframe.evaluate.progress import Progress
-from mmframe.evaluate.ranks import Ranks
+from mmframe.evaluate.ranks import FirstRankFailed, Ranks
 from mmframe.evaluate.record import Result
 from mmframe.evaluate.scoring import Row, add_rows, counted, lacking, new_metric, with_scores
 from mmframe.loading import LoadedModel
@@ -151,10 +151,14 @@ def evaluate_task(
         asking = Asking(task, places, model, engine, batch_size, budget)
         with AnswerFolder(out, ranks, force) as answers:
             answers.claim(made_by)
-            before = dict(answers.before)
+            before = answers.before
             ids = [task[place].id for place in places]
             answers.check(ids)
             shown = Progress(progress if ranks.first else None, task, metric if scored else None, len(places), ranks)
+            if before:
+                shown.tell(f"{len(before)} of {len(places)} answers are there; goes on from there")
+            if not scored:
+                shown.tell(f"the answers of split {task.split} are not public: answers are written, there is no score")
             shown.add(list(before.values()), new=False)
             for rows in asking.rows(before.__contains__, ranks):
                 answers.append(rows)
@@ -176,8 +180,8 @@ def evaluate_task(
     finally:
         net.train(was_training)
     if errors == len(rows):
-        where = f"; {out} has all" if out else ""
-        raise UserError(f"task {task.name}: none of {errors} examples could be asked, first: {rows[0]['error']}{where}")
+        message = f"task {task.name}: none of {errors} examples could be asked, the first because: {rows[0]['error']}"
+        raise UserError(message) if ranks.first else FirstRankFailed(message)
     result = Result(
         task=task.name,
         about=task.about,
