@@ -8,11 +8,11 @@ import pytest
 
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
-from mmframe.cli.recipe import Recipe, load_recipe
+from mmframe.cli.recipe import Recipe, load_recipe, shipped
 from tests.toy_size import toy_size
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if not p.name.startswith("_"))
+RECIPES = sorted(shipped().values())
 EXPECTED = ROOT / "tests" / "expected"
 TOY = ["toy/evip", "toy/evip_pp", "toy/dense"]
 """Small as they are: they train 20 steps of every stage."""
@@ -33,6 +33,7 @@ def test_the_recipes_are_found() -> None:
         "evip", "evip_pp", "internvl_1_5", "finetune", "demo/evip", "demo/evip_pp", "demo/full_tuning",
         "toy/evip", "toy/evip_pp", "toy/dense",
     }  # fmt: skip
+    assert not any(name_of(p).startswith("tasks") for p in RECIPES), "tasks of `mmframe evaluate` are no recipes"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import os
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
-
-from PIL import Image
+from typing import TYPE_CHECKING, TypeAlias
 
 from mmframe.errors import UserError
-from mmframe.images import MAX_PIXELS, image_size, open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _HEAD = 65536  # bytes; nearly every header lies within
 _open_files: dict[str, int] = {}  # descriptors of this process, by path
@@ -72,7 +73,15 @@ class Embedded:
         return self.data[:count]
 
 
-Picture: TypeAlias = Path | FilePart | Embedded
+class Cell(ABC):
+    """A picture in a file that has to be decoded to find it: a table of base64, a Parquet file. Its text names it."""
+
+    @abstractmethod
+    def read(self, count: int | None = None) -> bytes:
+        """The first `count` bytes of the picture's file; None: all. A UserError names the place."""
+
+
+Picture: TypeAlias = Path | FilePart | Embedded | Cell
 
 
 class _Named(io.BytesIO):
@@ -83,14 +92,19 @@ class _Named(io.BytesIO):
         self.name = name
 
 
-def open_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(picture: Picture, max_pixels: int | None = None) -> Image.Image:
     """As `mmframe.images.open_image`: RGB, upright, decoded; a UserError names the file and the part."""
+    from mmframe.images import MAX_PIXELS, open_image  # here: it loads torch, which naming pictures does not need
+
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     source = picture if isinstance(picture, Path) else _Named(picture.read(), str(picture))
     return open_image(source, max_pixels)
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
     """(width, height) that `open_picture` would give, read from the header alone; a UserError names file and part."""
+    from mmframe.images import image_size
+
     if isinstance(picture, Path):
         return image_size(picture)
     head = picture.read(_HEAD)

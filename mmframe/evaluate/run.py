@@ -20,7 +20,7 @@ from mmframe.evaluate.folder import AnswerFolder
 from mmframe.evaluate.progress import Progress
 from mmframe.evaluate.ranks import FirstRankFailed, Ranks
 from mmframe.evaluate.record import Result
-from mmframe.evaluate.scoring import Row, add_rows, counted, lacking, new_metric, with_scores
+from mmframe.evaluate.scoring import Row, add_rows, counted, new_metric, with_scores
 from mmframe.loading import LoadedModel
 from mmframe.metrics import TaskMetric
 from mmframe.model import MultimodalLM
@@ -124,7 +124,7 @@ def evaluate_task(
     if not places:
         raise UserError(f"task {task.name}: has no examples")
     metric, net = new_metric(task), model.net
-    scored = _check(task, metric, model, places[0])
+    _check(task, metric, model, places[0])
     ranks = Ranks.joined() if ranks is None else ranks
     identity = identity or Identity.of(net)
     budget = max_tiles or task.max_tiles or model.trained_tiles or model.max_tiles or MAX_TILES
@@ -154,10 +154,12 @@ def evaluate_task(
             before = answers.before
             ids = [task[place].id for place in places]
             answers.check(ids)
-            shown = Progress(progress if ranks.first else None, task, metric if scored else None, len(places), ranks)
+            shown = Progress(
+                progress if ranks.first else None, task, metric if task.scored else None, len(places), ranks
+            )
             if before:
                 shown.tell(f"{len(before)} of {len(places)} answers are there; goes on from there")
-            if not scored:
+            if not task.scored:
                 shown.tell(f"the answers of split {task.split} are not public: answers are written, there is no score")
             shown.add(list(before.values()), new=False)
             for rows in asking.rows(before.__contains__, ranks):
@@ -170,7 +172,7 @@ def evaluate_task(
             errors = sum("error" in row for row in rows)
             figures: dict[str, float] = {}
             judged: dict[str, Any] | None = None
-            if scored:
+            if task.scored:
                 metric = new_metric(task)
                 judged_rows, judged = _judged(judge, task, metric, rows, ranks)
                 add_rows(task, metric, judged_rows)
@@ -208,21 +210,27 @@ def evaluate_task(
         extra={"answered_before": sum(key in before for key in ids)} if before else {},
         rows=rows,
     )
-    if out is not None and scored and ranks.first:
+    if out is not None and task.scored and ranks.first:
         result.write(out)
     return result
 
 
-def _check(task: Task, metric: TaskMetric, model: LoadedModel, place: int) -> bool:
-    """Whether the split has answers to compare with; looks at one example before any work is done."""
+def _check(task: Task, metric: TaskMetric, model: LoadedModel, place: int) -> None:
+    """Looks at one example before any work is done.
+
+    Raises:
+        UserError: it has pictures and the model takes none, or its reference lacks what the metric needs.
+    """
     example = task[place]
     if example.images and model.net.patch_embedder is None:
         raise UserError(f"task {task.name}: shows pictures, but the model is a text-only LLM without patch embedder")
-    missing = lacking(task, metric, example)
-    if missing and example.reference:
-        needs = ", ".join(missing)
-        raise UserError(f"task {task.name}: metric {metric.name} needs {needs}, example {example.id!r} has it not")
-    return not missing
+    added = ("tokens",) if task.mode == "perplexity" else ()
+    missing = [key for key in metric.needs if key not in example.reference and key not in added]
+    if missing and task.scored:
+        raise UserError(
+            f"task {task.name}: metric {metric.name} needs {', '.join(missing)}, which the reference of example "
+            f"{example.id!r} has not"
+        )
 
 
 def _judged(

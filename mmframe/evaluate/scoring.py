@@ -9,7 +9,7 @@ from typing import Any, cast
 from mmframe import registry
 from mmframe.errors import UserError
 from mmframe.metrics import TaskMetric
-from mmframe.tasks.task import MODES, Example, Task
+from mmframe.tasks.task import MODES, Task
 
 Row = dict[str, Any]
 """A line of answers.jsonl, see mmframe.evaluate.record."""
@@ -28,12 +28,6 @@ def new_metric(task: Task) -> TaskMetric:
         return cast(TaskMetric, cls(**task.metric.get("init_args") or {}))
     except TypeError as error:
         raise UserError(f"task {task.name}: metric {cls.__name__}: {error}") from error
-
-
-def lacking(task: Task, metric: TaskMetric, example: Example) -> list[str]:
-    """Keys that the metric needs and the example's reference has not."""
-    added = ("tokens",) if task.mode == "perplexity" else ()
-    return [key for key in metric.needs if key not in example.reference and key not in added]
 
 
 def prediction(task: Task, row: Mapping[str, Any]) -> Any:

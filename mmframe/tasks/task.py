@@ -63,6 +63,7 @@ class Task(ABC):
         metric: registered class and arguments: {"class_path": bare name, "init_args": {...}}.
         decoding: of mode generate.
         max_tiles: image budget of an example, as the benchmark's published numbers have it; None: the model's own.
+        scored: whether the answers are public; of a task that is not, answers can be generated but not scored.
         judge: None, or what an LLM judge is asked (mmframe.evaluate.judge); without an endpoint rules alone score.
         prompt_digest: hash of prompt templates, options' form and system message: equal digests, equal prompts.
         data_fingerprint: hash of the files that were read (names, sizes, and their content where it is small).
@@ -76,6 +77,7 @@ class Task(ABC):
     decoding: Decoding = Decoding()
     max_tiles: int | None = None
     judge: Mapping[str, Any] | None = None
+    scored: bool = True
     prompt_digest: str
     data_fingerprint: str
 
