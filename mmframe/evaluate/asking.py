@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ class Asking:
     Args:
         task: What is asked.
         places: Which examples.
+        ids: Theirs.
         model: Who is asked.
         engine: Its engine.
         batch_size: Prompts at once in mode generate; the other modes run one example at a time.
@@ -33,41 +34,37 @@ class Asking:
     """
 
     def __init__(
-        self, task: Task, places: Sequence[int], model: LoadedModel, engine: Engine, batch_size: int, max_tiles: int
+        self,
+        task: Task,
+        places: Sequence[int],
+        ids: Sequence[str],
+        model: LoadedModel,
+        engine: Engine,
+        batch_size: int,
+        max_tiles: int,
     ) -> None:
-        self.task, self.places, self.model, self.engine = task, places, model, engine
+        self.task, self.ids, self.model, self.engine = task, ids, model, engine
         self.batch_size, self.max_tiles = batch_size if task.mode == "generate" else 1, max_tiles
         self.params = SamplingParams(task.decoding.max_new_tokens, stop=task.decoding.stop)
-        # of the windows at work: an example may carry the bytes of its pictures
-        self._example = lru_cache(3 * WINDOW * self.batch_size)(self._read)
-        self._seen: dict[str, int] = {}
+        # by number in `places`; those of the windows at work, as an example may carry the bytes of its pictures
+        self._example = lru_cache(3 * WINDOW * self.batch_size)(lambda number: task[places[number]])
 
-    def rows(self, done: Callable[[str], bool], ranks: Ranks) -> Iterator[list[Row]]:
+    def rows(self, done: Collection[str], ranks: Ranks) -> Iterator[list[Row]]:
         """The rows of one batch after another, of those that have no answer yet. Batches are dealt to the ranks.
 
         Args:
-            done: Whether the example with this id has an answer.
+            done: Ids of examples that have an answer; the same on all ranks.
             ranks: This process and the others.
 
         Raises:
-            UserError: two examples of the task have one id, or the GPU is out of memory.
+            UserError: the GPU is out of memory.
         """
-        todo = batches(len(self.places), self.batch_size, self._length, lambda place: not done(self._example(place).id))
-        mine = (batch for number, batch in enumerate(todo) if number % ranks.count == ranks.rank)
+        todo = batches(len(self.ids), self.batch_size, self._length, lambda number: self.ids[number] not in done)
+        mine = (batch for turn, batch in enumerate(todo) if turn % ranks.count == ranks.rank)
         for prompts in encoded_ahead(mine, self._encode):
             answers = self._answer(prompts)
-            rows = [self._row(self._example(place), answer) for place, answer in answers.items()]
-            yield [row for row in rows if not done(row["id"])]
-
-    def _read(self, number: int) -> Example:
-        example = self.task[self.places[number]]
-        first = self._seen.setdefault(example.id, number)
-        if first != number:
-            raise UserError(
-                f"task {self.task.name}: examples {self.places[first]} and {self.places[number]} both have the id "
-                f"{example.id!r}"
-            )
-        return example
+            rows = [self._row(self._example(number), answer) for number, answer in answers.items()]
+            yield [row for row in rows if row["id"] not in done]
 
     def _length(self, number: int) -> int:
         """Tokens of a prompt, nearly: from the headers of its pictures."""

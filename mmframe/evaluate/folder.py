@@ -31,7 +31,7 @@ class AnswerFolder:
         force: Start over; what is there is set aside as `TASK.old-N`.
 
     Attributes:
-        before: Answers of earlier runs, by id: the same on all ranks.
+        before: Answers of earlier runs, by id: the same on all ranks. What could not be asked then is asked again.
         made: Those of this process.
     """
 
@@ -46,7 +46,7 @@ class AnswerFolder:
             self.ranks.on_first(self._begin)
             self._shard = RowFile(self.path / f"answers.{self.ranks.rank}.jsonl").__enter__()
             for file in self._files():
-                self.before |= {row["id"]: row for row in read_rows(file)[0]}
+                self.before |= {row["id"]: row for row in read_rows(file)[0] if "error" not in row}
             self.ranks.gather(None)  # nobody writes before all have read
         return self
 

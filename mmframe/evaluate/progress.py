@@ -20,38 +20,44 @@ class Progress:
     Args:
         line: Where to; None shows nothing and costs nothing.
         task: What is asked.
-        metric: Collects rows for the running score; None where there are no references.
+        metric: Collects rows for the running score.
         total: Examples.
         ranks: The first rank shows its own score; the others are taken to be as far as it is.
     """
 
-    def __init__(
-        self, line: ProgressLine | None, task: Task, metric: TaskMetric | None, total: int, ranks: Ranks
-    ) -> None:
+    def __init__(self, line: ProgressLine | None, task: Task, metric: TaskMetric, total: int, ranks: Ranks) -> None:
         self.line, self.task, self.metric, self.total, self.ranks = line, task, metric, total, ranks
         self.begun = time.monotonic()
         self.before = self.made = self.tokens = self.bad = 0
         self._score, self._next = "", 0.0
 
-    def tell(self, text: str) -> None:
-        """A line that stays."""
-        if self.line is not None:
-            self.line.tell(f"{self.task.name}: {text}")
+    def start(self, rows: Sequence[Row]) -> None:
+        """Says what is there already."""
+        self.before = len(rows)
+        self._count(rows)
+        if rows:
+            self._tell(f"{self.before} of {self.total} answers are there; goes on from there")
+        if not self.task.scored:
+            self._tell(f"answers of split {self.task.split} are not public: ours are written, there is no score")
 
-    def add(self, rows: Sequence[Row], new: bool = True) -> None:
-        """Counts rows, and shows where we are if it is time."""
+    def add(self, rows: Sequence[Row]) -> None:
+        """Counts new rows, and shows where we are if it is time."""
         if self.line is None:
             return
-        self.bad += sum("error" in row for row in rows)
-        if self.metric is not None:
-            add_rows(self.task, self.metric, rows)
-        if not new:
-            self.before += len(rows)
-            return
+        self._count(rows)
         self.made += len(rows)
         self.tokens += sum(row.get("tokens", 0) for row in rows)
         if self.line.due():
             self.line.update(self._text())
+
+    def _count(self, rows: Sequence[Row]) -> None:
+        self.bad += sum("error" in row for row in rows)
+        if self.task.scored and self.line is not None:
+            add_rows(self.task, self.metric, rows)
+
+    def _tell(self, text: str) -> None:
+        if self.line is not None:
+            self.line.tell(f"{self.task.name}: {text}")
 
     def end(self) -> None:
         """Leaves the last state standing on a terminal."""
@@ -70,7 +76,7 @@ class Progress:
 
     def _running_score(self) -> str:
         now = time.monotonic()
-        if self.metric is not None and now >= self._next:
+        if self.task.scored and now >= self._next:
             self._score = f"{self.metric.headline} {self.metric.compute()[self.metric.headline]:.2f}"
             self._next = now + (time.monotonic() - now) / SHARE
         return self._score

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -17,16 +17,15 @@ from mmframe.engine import Engine
 from mmframe.errors import UserError
 from mmframe.evaluate.asking import Asking
 from mmframe.evaluate.folder import AnswerFolder
+from mmframe.evaluate.identity import Identity
 from mmframe.evaluate.progress import Progress
 from mmframe.evaluate.ranks import FirstRankFailed, Ranks
 from mmframe.evaluate.record import Result
 from mmframe.evaluate.scoring import Row, add_rows, counted, new_metric, with_scores
 from mmframe.loading import LoadedModel
 from mmframe.metrics import TaskMetric
-from mmframe.model import MultimodalLM
 from mmframe.provenance import code_revision, device_name
 from mmframe.tasks.task import Task
-from mmframe.weights import weights_digest
 
 MAX_TILES = 12
 """Image budget where neither the task nor the model says one: that of the released models."""
@@ -44,36 +43,6 @@ class Judge(Protocol):
             UserError: a verdict is missing; the next run asks for the rest.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a record says of a model.
-
-    Attributes:
-        source: Where it came from, as given.
-        name: In tables and folders.
-        weights: Digest of all tensors.
-        dtype: Of the parameters; with autocast, what it computes in too.
-        parameters: Their number.
-    """
-
-    source: str
-    name: str
-    weights: str
-    dtype: str
-    parameters: int
-
-    @classmethod
-    def of(cls, net: MultimodalLM, source: str = "", name: str = "") -> Identity:
-        """Reads all weights once: of a large model make it once, not for each task."""
-        first = next(net.parameters())
-        dtype = str(first.dtype).removeprefix("torch.")
-        if torch.is_autocast_enabled(first.device.type):
-            dtype += " autocast " + str(torch.get_autocast_dtype(first.device.type)).removeprefix("torch.")
-        return cls(
-            source, name or Path(source).name, weights_digest(net), dtype, sum(p.numel() for p in net.parameters())
-        )
 
 
 def evaluate_task(
@@ -125,64 +94,35 @@ def evaluate_task(
         raise UserError(f"task {task.name}: has no examples")
     metric, net = new_metric(task), model.net
     _check(task, metric, model, places[0])
+    ids = _ids(task, places)
     ranks = Ranks.joined() if ranks is None else ranks
     identity = identity or Identity.of(net)
     budget = max_tiles or task.max_tiles or model.trained_tiles or model.max_tiles or MAX_TILES
-    decoding: dict[str, Any] = {}
-    if task.mode == "generate":
-        decoding = {
-            "max_new_tokens": task.decoding.max_new_tokens,
-            "stop": list(task.decoding.stop),
-            "temperature": 0,
-        }
-    made_by = {
-        "task": task.name,
-        "weights": identity.weights,
-        "dtype": identity.dtype,
-        "prompt_digest": task.prompt_digest,
-        "data_fingerprint": task.data_fingerprint,
-        "mode": task.mode,
-        "decoding": decoding,
-        "max_tiles": budget,
-    }
+    conditions = _conditions(task, budget)
     begun, was_training = time.monotonic(), net.training
     try:
+        net.eval()
         engine = engine or Engine(net, model.processor)
-        asking = Asking(task, places, model, engine, batch_size, budget)
+        asking = Asking(task, places, ids, model, engine, batch_size, budget)
         with AnswerFolder(out, ranks, force) as answers:
-            answers.claim(made_by)
-            before = answers.before
-            ids = [task[place].id for place in places]
+            answers.claim({"task": task.name, "weights": identity.weights, "dtype": identity.dtype, **conditions})
             answers.check(ids)
-            shown = Progress(
-                progress if ranks.first else None, task, metric if task.scored else None, len(places), ranks
-            )
-            if before:
-                shown.tell(f"{len(before)} of {len(places)} answers are there; goes on from there")
-            if not task.scored:
-                shown.tell(f"the answers of split {task.split} are not public: answers are written, there is no score")
-            shown.add(list(before.values()), new=False)
-            for rows in asking.rows(before.__contains__, ranks):
+            shown = Progress(progress if ranks.first else None, task, metric, len(places), ranks)
+            shown.start(list(answers.before.values()))
+            for rows in asking.rows(answers.before.keys(), ranks):
                 answers.append(rows)
                 shown.add(rows)
             shown.end()
             found = answers.all_rows()
             seconds = time.monotonic() - begun
-            rows = [found[key] for key in ids]
-            errors = sum("error" in row for row in rows)
-            figures: dict[str, float] = {}
-            judged: dict[str, Any] | None = None
-            if task.scored:
-                metric = new_metric(task)
-                judged_rows, judged = _judged(judge, task, metric, rows, ranks)
-                add_rows(task, metric, judged_rows)
-                figures = metric.compute()
-                rows = with_scores(task, metric, rows, judged_rows)
-            answers.finish(rows)
+            scored = _scored(task, [found[key] for key in ids], judge, ranks)
+            answers.finish(scored.rows)
     finally:
         net.train(was_training)
-    if errors == len(rows):
-        message = f"task {task.name}: none of {errors} examples could be asked, the first because: {rows[0]['error']}"
+    errors = sum("error" in row for row in scored.rows)
+    if errors == len(places):
+        first = scored.rows[0]["error"]
+        message = f"task {task.name}: none of {errors} examples could be asked, the first because: {first}"
         raise UserError(message) if ranks.first else FirstRankFailed(message)
     result = Result(
         task=task.name,
@@ -190,14 +130,14 @@ def evaluate_task(
         split=task.split,
         metric={"name": metric.name, "version": metric.version, "spec": dict(task.metric)},
         headline=metric.headline,
-        figures=figures,
-        matcher="judge" if judged else "rules",
-        judge=judged,
-        n=len(counted(task, rows)),
-        unmatched=int(figures.get("unmatched", 0)),
+        figures=scored.figures,
+        matcher="judge" if scored.judge else "rules",
+        judge=scored.judge,
+        n=len(counted(task, scored.rows)),
+        unmatched=int(scored.figures.get("unmatched", 0)),
         errors=errors,
-        decoding=decoding,
-        max_tiles=budget if any(row["images"] for row in rows) else None,
+        decoding=conditions["decoding"],
+        max_tiles=budget,
         prompt_digest=task.prompt_digest,
         data_fingerprint=task.data_fingerprint,
         model=asdict(identity),
@@ -207,12 +147,36 @@ def evaluate_task(
         device=device_name(),
         ranks=ranks.count,
         batch_size=batch_size,
-        extra={"answered_before": sum(key in before for key in ids)} if before else {},
-        rows=rows,
+        extra={"answered_before": len(answers.before)} if answers.before else {},
+        rows=scored.rows,
     )
     if out is not None and task.scored and ranks.first:
         result.write(out)
     return result
+
+
+def _ids(task: Task, places: Sequence[int]) -> list[str]:
+    """Ids of the examples; that each can be built is found out here, before any is asked."""
+    ids = [task[place].id for place in places]
+    twice = [key for key, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise UserError(f"task {task.name}: {len(twice)} ids stand twice, {twice[0]!r} the first")
+    return ids
+
+
+def _conditions(task: Task, max_tiles: int) -> dict[str, Any]:
+    """What, beside the model, makes the answers: a run that is continued must have the same."""
+    decoding: dict[str, Any] = {}
+    if task.mode == "generate":
+        stop = list(task.decoding.stop)
+        decoding = {"max_new_tokens": task.decoding.max_new_tokens, "stop": stop, "temperature": 0}
+    return {
+        "mode": task.mode,
+        "decoding": decoding,
+        "max_tiles": max_tiles,
+        "prompt_digest": task.prompt_digest,
+        "data_fingerprint": task.data_fingerprint,
+    }
 
 
 def _check(task: Task, metric: TaskMetric, model: LoadedModel, place: int) -> None:
@@ -233,18 +197,20 @@ def _check(task: Task, metric: TaskMetric, model: LoadedModel, place: int) -> No
         )
 
 
-def _judged(
-    judge: Judge | None, task: Task, metric: TaskMetric, rows: list[Row], ranks: Ranks
-) -> tuple[list[Row], dict[str, Any] | None]:
-    """Rows with verdicts: the first rank asks the judge, all get what it said."""
-    if judge is None or task.judge is None:
-        return rows, None
-    found: list[Any] = []
-    ranks.on_first(lambda: found.append(judge.apply(task, metric, rows)))
-    return ranks.gather(found)[0][0]
+class _Scored(NamedTuple):
+    rows: list[Row]
+    figures: dict[str, float]
+    judge: dict[str, Any] | None
 
 
-def score_of(result: Result) -> str:
-    """The headline figure as tables show it."""
-    value = result.figures.get(result.headline, math.nan)
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _scored(task: Task, rows: list[Row], judge: Judge | None, ranks: Ranks) -> _Scored:
+    """Figures of all rows, and each row with its score. The first rank asks the judge, all get what it said."""
+    if not task.scored:
+        return _Scored(rows, {}, None)
+    metric, seen, told = new_metric(task), rows, None
+    if judge is not None and task.judge is not None:
+        verdicts: list[Any] = []
+        ranks.on_first(lambda: verdicts.append(judge.apply(task, metric, rows)))
+        seen, told = ranks.gather(verdicts)[0][0]
+    add_rows(task, metric, seen)
+    return _Scored(with_scores(task, metric, rows, seen), metric.compute(), told)
