@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -51,6 +52,9 @@ def main(words: list[str]) -> int:
         results = _evaluate(args, tasks, ranks)
     except FirstRankFailed as told:
         return told.exit_code
+    except KeyboardInterrupt:
+        print("\nevaluate: stopped; the same command goes on", file=sys.stderr)
+        raise
     if ranks.first:
         print(_table(results))
     return 0

@@ -14,7 +14,7 @@ from mmframe.errors import UserError, suggest
 RUN = {
     "fit": "train a recipe: all stages, or one",
     "validate": "run the validation data through one stage's model",
-    "test": "run the test data through one stage's model",
+    "test": "score one stage's model on benchmarks (--data=TaskData)",
     "predict": "run the prediction data through one stage's model",
 }
 # word -> (module, function taking the rest of the words, one line of help)

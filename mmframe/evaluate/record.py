@@ -30,7 +30,7 @@ class Result:
         unmatched: answers in which no answer was recognised.
         limit: examples asked if not all; such a result stands in no table unless asked for.
         decoding: {"max_new_tokens", "stop", "temperature": 0}.
-        max_tiles: image budget.
+        max_tiles: image budget; None: no example has a picture.
         prompt_digest, data_fingerprint: of the task.
         model: {"source", "name", "weights": digest, "dtype", "parameters"}.
         code: {"mmframe": version, "revision", "torch"}.

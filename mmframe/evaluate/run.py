@@ -137,7 +137,7 @@ def evaluate_task(
         unmatched=int(scored.figures.get("unmatched", 0)),
         errors=errors,
         decoding=conditions["decoding"],
-        max_tiles=budget,
+        max_tiles=budget if any(row["images"] for row in scored.rows) else None,
         prompt_digest=task.prompt_digest,
         data_fingerprint=task.data_fingerprint,
         model=asdict(identity),
