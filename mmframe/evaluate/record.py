@@ -25,7 +25,7 @@ class Result:
         headline: key of the figure that stands in tables.
         figures: what the metric computes, percentages and `n`, `unmatched` among them.
         matcher: ``rules``, or ``judge`` where a judge scored what rules could not.
-        judge: {"model", "endpoint", "prompt_digest", "judged", "failed"} or None.
+        judge: {"model", "served", "endpoint", "prompt_digest", "judged", "failed"} or None, see mmframe.evaluate.judge.
         n: examples scored. `errors`: of them those that could not be asked (wrong, and listed in answers.jsonl).
         unmatched: answers in which no answer was recognised.
         limit: examples asked if not all; such a result stands in no table unless asked for.

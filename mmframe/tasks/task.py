@@ -64,7 +64,8 @@ class Task(ABC):
         decoding: of mode generate.
         max_tiles: image budget of an example, as the benchmark's published numbers have it; None: the model's own.
         scored: whether the answers are public; of a task that is not, answers can be generated but not scored.
-        judge: None, or what an LLM judge is asked (mmframe.evaluate.judge); without an endpoint rules alone score.
+        judge: None, or what an LLM judge is asked, {"template": name or text} (mmframe.evaluate.judge); without an
+            endpoint rules alone score.
         prompt_digest: hash of prompt templates, options' form and system message: equal digests, equal prompts.
         data_fingerprint: hash of the files that were read (names, sizes, and their content where it is small).
     """
