@@ -91,18 +91,21 @@ def answer_prompts(
         UserError: the GPU is out of memory.
     """
     samples = {place: prompt for place, prompt in prompts.items() if isinstance(prompt, Sample)}
-    errors = {place: prompt for place, prompt in prompts.items() if isinstance(prompt, UserError)}
+    made: dict[int, Completion | UserError] = {
+        place: prompt for place, prompt in prompts.items() if isinstance(prompt, UserError)
+    }
     if not samples:
-        return errors
+        return made
     try:
-        made = engine.generate(list(samples.values()), [params(place) for place in samples])
+        answers = engine.generate(list(samples.values()), [params(place) for place in samples])
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory with {len(samples)} prompts at once; go on with a smaller --batch-size"
         ) from error
     except UserError as error:
         if len(samples) == 1:
-            return errors | dict.fromkeys(samples, error)
-        alone = [answer_prompts(engine, {place: sample}, params) for place, sample in samples.items()]
-        return errors | {place: answer for one in alone for place, answer in one.items()}
-    return errors | dict(zip(samples, made, strict=True))
+            return made | dict.fromkeys(samples, error)
+        for place, sample in samples.items():
+            made |= answer_prompts(engine, {place: sample}, params)
+        return made
+    return made | dict(zip(samples, answers, strict=True))

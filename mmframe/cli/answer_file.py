@@ -93,7 +93,8 @@ class AnswerFile(RowFile):
 
     def _read(self) -> None:
         super()._read()
-        if self.done and not read_json(self.meta):
+        self._settings = read_json(self.meta) if self.done else {}
+        if self.done and not self._settings:
             raise UserError(f"{self.path}: holds rows, but {self.meta} does not say what made them; {WAYS}")
 
     def check(self, questions: Sequence[Question]) -> None:
@@ -117,27 +118,32 @@ class AnswerFile(RowFile):
         Raises:
             UserError: the rows that stand here were made with something else; names it.
         """
-        claim(self.path, self.meta, settings, self.done)
+        self._settings = claim(self.path, self.meta, self._settings, settings, self.done)
 
 
-def claim(path: Path, meta: Path, settings: Mapping[str, Any], done: int) -> None:
+def claim(path: Path, meta: Path, before: Mapping[str, Any], settings: Mapping[str, Any], done: int) -> dict[str, Any]:
     """Notes in `meta` what makes the answers in `path`.
 
     Args:
         path: File or folder of the answers, for messages.
-        meta: JSON file of settings; those that it has and `settings` has not stay.
-        settings: What makes the answers, plain data.
-        done: Answers that are there; without any, what was noted before does not count.
+        meta: JSON file of settings.
+        before: What made those that are there; {} where none is.
+        settings: What makes the next, plain data.
+        done: Number of those that are there.
+
+    Returns:
+        Both together.
 
     Raises:
         UserError: the answers were made with something else; names it.
     """
     told = json.loads(json.dumps(settings))
-    before = read_json(meta) if done else {}
     changes = [f"{key} {before[key]!r} -> {told[key]!r}" for key in told if before.get(key, told[key]) != told[key]]
     if changes:
         raise UserError(f"{path}: its {done} rows were made with {', '.join(changes)}; {WAYS}")
-    write_atomically(meta, json.dumps({**before, **told}, indent=2, ensure_ascii=False) + "\n")
+    both = {**before, **told}
+    write_atomically(meta, json.dumps(both, indent=2, ensure_ascii=False) + "\n")
+    return both
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -148,17 +148,15 @@ def model_name(source: str, metadata: dict[str, Any]) -> str:
 
 
 def _table(results: Sequence[tuple[Path, Result]]) -> str:
-    rows = [("task", "figure", "score", "n", "unmatched", "errors", "minutes", "written to")]
+    rows = [["task", "figure", "score", "n", "unmatched", "errors", "minutes", "written to"]]
     for out, result in results:
         score = f"{result.score:.2f}" if result.figures else "not public"
-        facts = (result.n, result.unmatched, result.errors)
-        rows.append((result.task, result.headline, score, *map(str, facts), f"{result.seconds / 60:.1f}", str(out)))
+        counts = [str(result.n), str(result.unmatched), str(result.errors)]
+        rows.append([result.task, result.headline, score, *counts, f"{result.seconds / 60:.1f}", str(out)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [
-            cell.ljust(width) if place in (0, 1, len(row) - 1) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        texts = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:-1], widths[2:-1], strict=True)]
+        lines.append("  ".join([*texts, *numbers, row[-1]]))
     return "\n".join(lines)

@@ -1,5 +1,7 @@
 """TaskData: benchmarks as the test data of a stage, for `lightning test`."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Optional, Union
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -46,7 +48,7 @@ class TaskData(MultimodalData):
             if value is not None and value < 1:
                 raise UserError(f"TaskData: {name}={value} must be at least 1")
         self.folder, self.limit, self.max_tiles, self.force = folder, limit, max_tiles, force
-        self.tasks: list[Task] = []
+        self.tasks: Sequence[Task] = []
 
     def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Optional[Rows]]:
         raise UserError("TaskData: holds benchmarks, which are for `lightning test`; train with another data component")
@@ -54,7 +56,8 @@ class TaskData(MultimodalData):
     def setup(self, stage: str) -> None:
         if stage != "test":
             super().setup(stage)
-        self.tasks = [load_task(name, self.folder) for name in self.names]
+        folder = None if self.folder is None else Path(self.folder)
+        self.tasks = [load_task(name, folder) for name in self.names]
 
     def test_dataloader(self) -> DataLoader:
         """The tasks themselves, one a batch, all of them on every rank: ranks share the examples of each."""
@@ -64,7 +67,7 @@ class TaskData(MultimodalData):
 class _Tasks(IterableDataset):
     """An iterable, since Lightning would deal a list to the ranks."""
 
-    def __init__(self, tasks: list[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
 
     def __iter__(self):  # noqa: ANN204

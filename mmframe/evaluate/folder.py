@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mmframe.cli.answer_file import WAYS, RowFile, as_lines, claim, read_rows
-from mmframe.cli.run_dir import RunDir
+from mmframe.cli.run_dir import RunDir, read_json
 from mmframe.errors import UserError
 from mmframe.evaluate.ranks import Ranks
 from mmframe.evaluate.record import ANSWERS
@@ -74,7 +74,8 @@ class AnswerFolder:
         """
         path = self.path
         if path is not None:
-            self.ranks.on_first(lambda: claim(path, path / SETTINGS, settings, len(self.before)))
+            before = read_json(path / SETTINGS) if self.before else {}
+            self.ranks.on_first(lambda: claim(path, path / SETTINGS, before, settings, len(self.before)))
 
     def check(self, ids: Sequence[str]) -> None:
         """Makes sure that finishing with the answers of these examples would drop none that is there.

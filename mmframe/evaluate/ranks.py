@@ -66,7 +66,7 @@ class Ranks:
             raise UserError(f"rank {self.rank}: another rank has ended; the same command goes on ({error})") from error
         return found
 
-    def on_first(self, act: Callable[[], None]) -> None:
+    def on_first(self, act: Callable[[], Any]) -> None:
         """The first rank acts, the others wait for it.
 
         Raises:
