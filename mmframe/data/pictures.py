@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HEAD = 65536  # bytes; nearly every header lies within
 _open_files: dict[str, int] = {}  # descriptors of this process, by path
 _open_by = os.getpid()
+_lock = threading.Lock()  # evaluation decodes pictures in threads
 _MOST_OPEN = 128
 
 
@@ -130,14 +132,15 @@ def read_range(file: str, offset: int, count: int) -> bytes:
 
 
 def _descriptor(file: str) -> int:
-    global _open_by
+    global _open_by, _lock
     if os.getpid() != _open_by:  # a forked loader process: these are copies of its parent's
         _open_files.clear()
-        _open_by = os.getpid()
-    known = _open_files.pop(file, None)
-    if known is None:
-        if len(_open_files) >= _MOST_OPEN:
-            os.close(_open_files.pop(next(iter(_open_files))))
-        known = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    _open_files[file] = known  # the last used comes last
+        _open_by, _lock = os.getpid(), threading.Lock()
+    with _lock:
+        known = _open_files.pop(file, None)
+        if known is None:
+            if len(_open_files) >= _MOST_OPEN:
+                os.close(_open_files.pop(next(iter(_open_files))))
+            known = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        _open_files[file] = known  # the last used comes last
     return known
