@@ -20,14 +20,16 @@ from typing import Any
 
 from mmframe.errors import UserError, suggest
 
-_FILTER = re.compile(r"(\w+)(?:\((.*)\))?")
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+_FILTER = re.compile(r"(?:^|\|)(\w+)(?:\((.*?)\))?(?=\||$)")
 _EMPTY = (None, "", [], {})
 
 
 def evaluate(template: Any, row: Mapping[str, Any]) -> Any:
     """The value of a template: a text, a list or a mapping of templates; other values stand for themselves.
 
-    Items of lists and mappings that are empty are left out, so that rows may have fewer options or pictures.
+    Items of lists and mappings that are empty are left out, so that rows may have fewer options or pictures; an item
+    that is a list itself gives its items.
 
     Raises:
         UserError: a column is missing, or its value is not what a filter takes.
@@ -36,7 +38,9 @@ def evaluate(template: Any, row: Mapping[str, Any]) -> Any:
         made = {key: evaluate(each, row) for key, each in template.items()}
         return {key: value for key, value in made.items() if value not in _EMPTY}
     if isinstance(template, list):
-        return [value for value in (evaluate(each, row) for each in template) if value not in _EMPTY]
+        made = [evaluate(each, row) for each in template]
+        flat = [item for value in made for item in (value if isinstance(value, list) else [value])]
+        return [value for value in flat if value not in _EMPTY]
     if not isinstance(template, str):
         return template
     parts = _parts(template)
@@ -57,29 +61,45 @@ def as_text(value: Any) -> str:
 
 
 def _parts(template: str) -> list[tuple[str, str | None]]:
-    try:
-        return [(literal, name) for literal, name, _, _ in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise UserError(f"template {template!r}: {error}; a brace of the text itself is written twice") from error
+    """(text, expression after it), the last expression None."""
+    parts: list[tuple[str, str | None]] = []
+    text = ""
+    for found in _PIECE.finditer(template):
+        piece = found[0]
+        if found[1] is not None:
+            parts.append((text, found[1]))
+            text = ""
+        elif piece in "{}":
+            raise UserError(f"template {template!r}: a single {piece!r}; a brace of the text itself is written twice")
+        else:
+            text += piece[0] if piece in ("{{", "}}") else piece
+    return [*parts, (text, None)] if text or not parts else parts
 
 
 def _value(expression: str, row: Mapping[str, Any]) -> Any:
-    path, *filters = expression.split("|")
-    optional = path.endswith("?")
-    name, *rest = path.rstrip("?").split(".")
-    if name not in row:
-        if not optional:
-            raise UserError(f"there is no column {name!r}; {suggest(name, map(str, row))}")
+    path, filters = expression.partition("|")[::2]
+    name, *rest = path.removesuffix("?").split(".")
+    if name in row:
+        value = _inside(row[name], rest, expression)
+    elif path.endswith("?"):
         value = None
     else:
-        value = _inside(row[name], rest, expression)
-    for each in filters:
-        found = _FILTER.fullmatch(each)
-        if not found or found[1] not in FILTERS:
-            raise UserError(f"template {{{expression}}}: no filter {each!r}; {suggest(each, FILTERS)}")
+        raise UserError(f"there is no column {name!r}; {suggest(name, map(str, row))}")
+    for each, argument in _filters(filters, expression):
         if value is not None:
-            value = FILTERS[found[1]](value, found[2] or "")
+            value = FILTERS[each](value, argument)
     return value
+
+
+def _filters(text: str, expression: str) -> list[tuple[str, str]]:
+    """(name, argument) of each filter."""
+    found = [(each[1], each[2] or "") for each in _FILTER.finditer(text)]
+    for name, _ in found:
+        if name not in FILTERS:
+            raise UserError(f"template {{{expression}}}: no filter {name!r}; {suggest(name, FILTERS)}")
+    if sum(len(each[0]) for each in _FILTER.finditer(text)) != len(text):
+        raise UserError(f"template {{{expression}}}: filters are written |NAME or |NAME(ARGUMENT)")
+    return found
 
 
 def _inside(value: Any, path: list[str], expression: str) -> Any:
@@ -147,6 +167,14 @@ def boxed(value: Any, _: str = "") -> str:
     raise UserError(f"the solution's {text[start : start + 40]!r} has no closing brace")
 
 
+def matched(value: Any, pattern: str) -> str:
+    """What the first group of a regular expression finds; a text in which it finds nothing is an error."""
+    found = re.search(pattern, str(value))
+    if found is None:
+        raise UserError(f"{value!r:.80} does not match {pattern}")
+    return found[1]
+
+
 def mapped(value: Any, pairs: str) -> str:
     """Another text for a value: `a=b, c=d, e` is b for a, d for c, and e for all else; without e, all else stays."""
     rules = [part.strip().partition("=") for part in pairs.split(",")]
@@ -167,6 +195,11 @@ FILTERS: dict[str, Callable[[Any, str], Any]] = {
     "bytes": lambda value, _: len(str(value).encode()),
     "without": lambda value, suffix: str(value).removesuffix(suffix).removeprefix(suffix),
     "spaces": lambda value, mark: str(value).replace(mark, " "),
+    "before": lambda value, mark: str(value).partition(mark)[0],
+    "after": lambda value, mark: str(value).partition(mark)[2],
+    "match": matched,
+    "first": lambda value, count: str(value)[: int(count)],
+    "pad": lambda value, width: str(value).zfill(int(width)),
     "modulo": lambda value, divisor: int(value) % int(divisor),
     "split": lambda value, mark: [part for part in str(value).split(mark or "\n") if part],
 }

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmframe.errors import UserError
-from mmframe.tasks.fields import as_text
 from mmframe.tasks.hub import folder_of
-from mmframe.tasks.readers import READERS, Files, Rows
-from mmframe.tasks.readers.base import Row
+from mmframe.tasks.readers import Files
 from mmframe.tasks.row_task import RowTask
-from mmframe.tasks.spec import Spec, read_spec, reader_of
+from mmframe.tasks.rows import rows_of
+from mmframe.tasks.spec import read_spec
 
 _SMALL = 64 << 20  # bytes; of larger files the fingerprint takes the ends
 _END = 1 << 20
@@ -36,10 +35,8 @@ def load_task(name_or_path: str, data: Path | None = None, **overrides: Any) -> 
     spec = read_spec(name_or_path, overrides)
     try:
         files = Files(folder_of(spec, data), _hint(spec.data))
-        rows = _rows(spec.data, files)
-        if not rows.rows:
-            raise UserError(f"{rows.files[0]}: no row is left of those that `keep` asks for{files.hint}")
-        shots = _rows(spec.shots["data"], files) if spec.shots else None
+        rows = rows_of(spec.data, files)
+        shots = rows_of(spec.shots["data"], files) if spec.shots else None
     except UserError as error:
         raise UserError(f"task {spec.name}: {error}") from error
     used = [*rows.files, *(shots.files if shots else ())]
@@ -71,49 +68,6 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 def _hint(data: Mapping[str, Any]) -> str:
     return f"; {' '.join(str(data['get']).split())}" if data.get("get") else ""
-
-
-def _rows(data: Mapping[str, Any], files: Files) -> Rows:
-    name, arguments = reader_of(data)
-    rows = READERS[name](files, **arguments)
-    for number, row in enumerate(rows.rows, 1):
-        row.setdefault("row", number)
-    if data.get("each"):
-        rows = _each(rows, str(data["each"]))
-    return _kept(rows, data.get("keep") or {})
-
-
-def _each(rows: Rows, column: str) -> Rows:
-    """A row for each item of a list in a column: with `item`, and `number` from 0 on."""
-    made: list[Row] = []
-    places: list[str] = []
-    for row, place in zip(rows.rows, rows.places, strict=True):
-        items = row.get(column)
-        if not isinstance(items, list):
-            raise UserError(f"{place}: {column!r} is no list but {items!r:.60}")
-        made += [{**row, "item": item, "number": number} for number, item in enumerate(items)]
-        places += [f"{place} item {number}" for number in range(1, len(items) + 1)]
-    return Rows(made, places, rows.files)
-
-
-def _kept(rows: Rows, keep: Mapping[str, Any]) -> Rows:
-    """The rows whose columns have one of the values that `keep` allows; `present` is any value but an empty one."""
-
-    def allowed(row: Row, column: str, wanted: Any) -> bool:
-        value = row.get(column)
-        if wanted == "present":
-            return value not in (None, "", [])
-        return as_text(value) in [as_text(each) for each in (wanted if isinstance(wanted, list) else [wanted])]
-
-    def numbers() -> Iterator[int]:
-        for number, row in enumerate(rows.rows):
-            if all(allowed(row, column, wanted) for column, wanted in keep.items()):
-                yield number
-
-    for column in keep:
-        if rows.rows and not any(column in row for row in rows.rows):
-            raise UserError(f"{rows.files[0]}: there is no column {column!r}, by which rows are kept")
-    return rows.pick(numbers()) if keep else rows
 
 
 def _check(task: RowTask) -> None:
@@ -148,6 +102,3 @@ def _check_rotations(task: RowTask) -> None:
             f"{wanted[group]} options; circular evaluation needs every rotation ({len(incomplete)} of {len(there)} "
             f"questions lack some){task.files.hint}"
         )
-
-
-__all__ = ["Spec", "load_task"]

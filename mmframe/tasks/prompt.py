@@ -32,7 +32,7 @@ def written_options(spec: Spec, options: Mapping[str, str]) -> str:
 
 def continuations(spec: Spec, options: Mapping[str, str]) -> tuple[str, ...]:
     """Mode likelihood: what is scored of each option."""
-    form = spec.options.get("continuation", " {text}")
+    form = spec.options.get("continuation", "{text}")
     return tuple(str(evaluate(form, {"letter": letter, "text": text})) for letter, text in options.items())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmframe.data.files import locate
 from mmframe.data.pictures import Picture
 from mmframe.errors import UserError
 from mmframe.tasks.fields import as_text, evaluate
@@ -98,7 +99,7 @@ class RowTask(Task):
     def _picture(self, found: Any) -> Picture:
         if not isinstance(found, (str, Path)):
             return found
-        path = Path(self.files.place(str(found)))
+        path = Path(locate(self.files.place(str(found))))
         if not path.is_file():
             raise UserError(f"its picture {path} is missing")
         return path

@@ -17,7 +17,7 @@ from mmframe.errors import UserError, suggest
 from mmframe.tasks.readers import READERS, check_reader
 from mmframe.tasks.task import MODES
 
-DATA_KEYS = ("folder", "get", "hub", "revision", "each", "keep")
+DATA_KEYS = ("folder", "get", "hub", "revision", "each", "every", "keep", "choices")
 """Keys of `data` beside the reader's name."""
 
 
