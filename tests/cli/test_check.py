@@ -15,7 +15,7 @@ MISTAKES = [
     ("--model.processor.tokenizer=ByteTokeniser", "did you mean 'ByteTokenizer'"),
     ("--data=ToyDate", "data.class_path: 'ToyDate' is not a known data; did you mean 'ToyData'"),
     ("--model.router=no_such_package.Router", "'no_such_package.Router' is not a known router"),
-    ("--trainer.callbacks+=Timmer", "'Timmer' is not a callback of Lightning; did you mean 'Timer'"),
+    ("--trainer.callbacks+=Timmer", "'Timmer' is not a callback; did you mean 'Timer'"),
     # name of a key
     ("--model.rooter=SharedRouter", "the model has no argument 'rooter'; did you mean 'router'"),
     ("--model.router.initt=copy", "initt: ModalityRouter has no argument 'initt'; did you mean 'init'"),

@@ -13,6 +13,7 @@ from mmframe.tasks.readers.mme_folders import read_mme
 from mmframe.tasks.readers.parquet import read_parquet
 from mmframe.tasks.readers.shards import read_shards
 from mmframe.tasks.readers.table import read_table
+from mmframe.tasks.readers.toy import read_toy
 
 READERS: dict[str, Callable[..., Rows]] = {
     "json": read_json,
@@ -21,6 +22,7 @@ READERS: dict[str, Callable[..., Rows]] = {
     "parquet": read_parquet,
     "shards": read_shards,
     "mme": read_mme,
+    "toy": read_toy,
 }
 """By the key that a task's `data` has."""
 
