@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image
-
 from mmframe.data.pictures import Embedded
 from mmframe.tasks.readers.base import Files, Row, Rows
 
@@ -20,6 +18,7 @@ def read_toy(files: Files, size: int = 24, side: int = 32) -> Rows:
         side: Of a picture, pixels.
     """
     import numpy as np  # here, as this loads torch
+    from PIL import Image  # here, as all of these: listing tasks is to load nothing heavy
 
     from mmframe.data import toy
     from mmframe.data.order import hash64
