@@ -35,7 +35,7 @@ def read_metrics(file: str | Path) -> list[dict[str, Any]]:
         first_step.setdefault(row.get("attempt", 1), row.get("step") or 0)
     for row in rows:
         step, attempt = row.get("step") or 0, row.get("attempt", 1)
-        if any(later > attempt and start <= step for later, start in first_step.items()):
-            continue  # done again by a later attempt
+        if any(later > attempt and start < step for later, start in first_step.items()):
+            continue  # done again by a later attempt; of its very first step only what it has logged anew
         by_step.setdefault(step, {}).update(row)
     return [by_step[step] for step in sorted(by_step)]

@@ -95,6 +95,7 @@ class MultimodalModule(pl.LightningModule):
                         own[name].copy_(tensor)
         self.net = MultimodalLM(backbone, patch_embedder, router, expert_backend)
         self.source: Any = None  # of an import: its official config, which goes on with the weights
+        self.metadata: Mapping[str, Any] = {}  # of the weights that it started from
         if init_from:
             self._load(state, metadata, init_from)
         self.adapter = adapter
@@ -122,7 +123,7 @@ class MultimodalModule(pl.LightningModule):
 
     def _load(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any], path: str) -> None:
         """Copies a checkpoint into the model, and says what of the model is not in it."""
-        self.source = metadata.get("source")
+        self.source, self.metadata = metadata.get("source"), metadata
         names = self.net.state_dict()
         may_lack = {name for name in names if ".visual." in name}
         if "model" in metadata and metadata["model"].get("patch_embedder") is None:  # a text LLM
@@ -220,6 +221,14 @@ class MultimodalModule(pl.LightningModule):
         total, weight = self.objective(self.net, batch)
         self.val_loss.update(total / weight.clamp(min=1e-8), weight)  # exact over batches and ranks: weighted by tokens
         self.log("val/loss", self.val_loss, prog_bar=True, batch_size=1)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """A task of TaskData: asked, scored, written down; logs its figure for tables as test/TASK/FIGURE."""
+        from mmframe.evaluate.stage_test import test_task  # not needed to train
+
+        result = test_task(self, batch)
+        if result.figures:
+            self.log(f"test/{result.task}/{result.headline}", result.score, batch_size=1, rank_zero_only=True)
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
         """Greedy answers, one for each prompt; mmframe.callbacks.predictions writes them."""

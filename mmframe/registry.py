@@ -26,6 +26,7 @@ KINDS = (
     "checkpoint",
     "evaluator",
     "metric",
+    "callback",
 )
 PLUGIN_GROUP = "mmframe.plugins"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from mmframe.errors import UserError, nearest
 from mmframe.freezing import component_of
 from mmframe.safetensors_file import SafetensorsFile, write_safetensors
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes all parameters to `path`: to a temporary name first, synced, then renamed."""
@@ -22,6 +25,19 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any]
     entries = {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
     info = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     write_safetensors(path, entries, state.items(), info)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Tells one set of weights from another: names, types, shapes, and of each tensor all bits, added up, and the first
+    values. Whole numbers add up to the same on any device."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        bits = tensor.contiguous().view(
+            {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize]
+        )
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {int(bits.sum(dtype=torch.int64))}".encode())
+        digest.update(bits.flatten()[:64].cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def open_weights(path: str | Path, what: str = "model") -> tuple[SafetensorsFile, dict[str, Any]]:

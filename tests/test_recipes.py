@@ -8,14 +8,16 @@ import pytest
 
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
-from mmframe.cli.recipe import Recipe, load_recipe
+from mmframe.cli.recipe import Recipe, load_recipe, shipped
 from tests.toy_size import toy_size
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if not p.name.startswith("_"))
+RECIPES = sorted(shipped().values())
 EXPECTED = ROOT / "tests" / "expected"
 TOY = ["toy/evip", "toy/evip_pp", "toy/dense"]
 """Small as they are: they train 20 steps of every stage."""
+ELSEWHERE = ["toy/scores"]
+"""All stages train in tests/evaluate/test_in_training.py."""
 
 
 def name_of(path: Path) -> str:
@@ -33,6 +35,7 @@ def test_the_recipes_are_found() -> None:
         "evip", "evip_pp", "internvl_1_5", "finetune", "demo/evip", "demo/evip_pp", "demo/full_tuning",
         "toy/evip", "toy/evip_pp", "toy/dense",
     }  # fmt: skip
+    assert not any(name_of(p).startswith("tasks") for p in RECIPES), "tasks of `mmframe evaluate` are no recipes"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -43,7 +46,7 @@ def test_has_a_header_that_says_what_it_reproduces(path: Path) -> None:
     assert "--config" in text, f"the header of {path} gives no launch line"
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if name_of(p) not in TOY], ids=name_of)
+@pytest.mark.parametrize("path", [p for p in RECIPES if name_of(p) not in TOY + ELSEWHERE], ids=name_of)
 def test_every_stage_trains_two_steps_at_toy_size(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe([str(path)])
     words = toy_size(recipe)

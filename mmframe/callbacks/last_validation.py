@@ -7,7 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from mmframe.registry import register
 
+
+@register("callback")
 class LastValidation(Callback):
     """Runs the validation data through the model after the last step of a stage, also where no interval ends there."""
 

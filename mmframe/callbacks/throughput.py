@@ -71,7 +71,8 @@ class Throughput(Callback):
         self._paused = time.monotonic()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._start += time.monotonic() - self._paused
+        if self._start:  # else no batch has begun yet
+            self._start += time.monotonic() - self._paused
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer

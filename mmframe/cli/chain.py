@@ -212,8 +212,12 @@ def _run_here(job: Job) -> int:
         end_with(job.handover.parent)
     from mmframe.cli.lightning_cli import run_job  # imports torch
 
-    gc.collect()  # of a stage before: a trainer and its model refer to one another
-    return run_job(job)
+    gc.freeze()  # so that the collection below looks through what this stage made, and not through all of torch
+    try:
+        return run_job(job)
+    finally:
+        gc.collect()  # before the next stage: a trainer and its model refer to one another
+        gc.unfreeze()
 
 
 def _run_process(job: Job) -> int:

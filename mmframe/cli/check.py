@@ -117,15 +117,16 @@ class _Checker:
         return f"{hint} allowed: {', '.join(TOP_KEYS)}, start_from".strip()
 
     def callbacks(self, config: dict[str, Any]) -> None:
-        """Callbacks named by their class alone are Lightning's."""
+        """Callbacks named by their class alone are registered ones or Lightning's."""
         given = (config.get("trainer") or {}).get("callbacks")
+        own = of_kind("callback")
         for index, item in enumerate(given if isinstance(given, list) else [given]):
             name = class_name(item)
-            if name is not None and "." not in name and name not in (known := callback_names()):
-                path = ("trainer", "callbacks", str(index)) if isinstance(given, list) else ("trainer", "callbacks")
-                self.fail(
-                    path, f"{name!r} is not a callback of Lightning; {suggest(name, known)}; others: module.Class"
-                )
+            path = ("trainer", "callbacks", str(index)) if isinstance(given, list) else ("trainer", "callbacks")
+            if name is not None and name.rpartition(".")[2] in own:
+                self.component(path, item, "callback")
+            elif name is not None and "." not in name and name not in (known := callback_names()):
+                self.fail(path, f"{name!r} is not a callback; {suggest(name, [*own, *known])}; others: module.Class")
 
     def arguments(
         self, path: KeyPath, given: dict[str, Any], signature: Signature, owner: str, kind: str = "", full: bool = True

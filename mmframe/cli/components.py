@@ -66,7 +66,12 @@ def show(words: list[str]) -> int:
         arguments_text = f"init_args: {{{needed}: ...}}" if needed else "init_args: {}"
         print(f"\nin a recipe, under {NAMED[entry.kind]}:\n  NAME: {{class_path: {entry.name}, {arguments_text}}}")
         return 0
-    if entry.kind == "checkpoint":
+    if entry.kind == "callback":
+        needed_text = ", ".join(f"{name}: ..." for name, argument in arguments.items() if argument.required)
+        print(
+            f"\nin a recipe, under trainer.callbacks:\n  - {{class_path: {entry.name}, init_args: {{{needed_text}}}}}"
+        )
+    elif entry.kind == "checkpoint":
         print("\nchosen by config.json:\n  mmframe import SRC DST")
     else:
         print(f"\nin a recipe:\n  --{section}={entry.name}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,12 @@ from mmframe.cli.serving import Served, add_model_flags, add_sampling_flags, ope
 from mmframe.errors import UserError
 
 if TYPE_CHECKING:  # torch is loaded only to run something
-    from torch import nn
-
     from mmframe.batch import Sample
     from mmframe.cli.answer_file import AnswerFile
     from mmframe.cli.question_rows import Question
+    from mmframe.engine import Completion
     from mmframe.sampling import SamplingParams
 
-WINDOW = 8  # batches whose rows are sorted together; a kill loses at most so many
 TOLD = 20  # bad rows reported one by one
 
 EXAMPLE = """A row of the data is one of
@@ -54,8 +51,10 @@ def main(words: list[str]) -> int:
         if out.done:
             _say(f"generate: {out.done} of {len(questions)} rows are there; goes on from there")
         if out.done < len(questions):
+            from mmframe.weights import weights_digest
+
             served = open_model(args)
-            out.claim({"weights": fingerprint(served.model.net), "max_tiles": served.max_tiles})
+            out.claim({"weights": weights_digest(served.model.net), "max_tiles": served.max_tiles})
             Run(questions, out, served, params, args.batch_size).run()
         if out.bad == len(questions):
             raise UserError(f"generate: all {out.bad} rows are bad; {args.out} says why")
@@ -78,8 +77,7 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 class Run:
     """Answers all rows that have no answer yet.
 
-    Rows are sorted by length inside windows of fixed places, so a continued run makes the same batches as an
-    uninterrupted one, and the same answers.
+    A continued run makes the same batches as an uninterrupted one, and the same answers (see mmframe.batched).
     """
 
     def __init__(
@@ -98,9 +96,17 @@ class Run:
 
     def run(self) -> None:
         """Answers, writes, and says how it went."""
+        from mmframe.batched import answer_prompts, batches, encoded_ahead
+
+        chosen = batches(len(self.questions), self.batch_size, self._length, lambda place: place >= self.before)
+        rows: dict[int, dict[str, Any]] = {}
         try:
-            for start in range(0, len(self.questions), WINDOW * self.batch_size):
-                self._window(range(start, min(start + WINDOW * self.batch_size, len(self.questions))))
+            for prompts in encoded_ahead(chosen, self._encode):
+                made = answer_prompts(self.served.engine, prompts, self._params)
+                rows |= {place: self._row(self.questions[place], answer) for place, answer in made.items()}
+                rows = self._write(rows)
+                if self.progress.due():
+                    self.progress.update(self._line())
         except KeyboardInterrupt:
             self.progress.tell(f"generate: stopped with {self.out.done} rows written; the same command goes on")
             raise
@@ -112,87 +118,44 @@ class Run:
             f"{short(self.tokens)} tokens in {clock(passed)} ({self.tokens / passed:.1f} tok/s) -> {self.out.path}"
         )
 
-    def _window(self, places: range) -> None:
-        if places[-1] < self.out.done:
-            return
-        rows = {place: _error(self.questions[place]) for place in places if self.questions[place].error}
-        self._write(rows)
-        for batch in self._batches([place for place in places if place not in rows]):
-            if all(place < self.out.done for place in batch):
-                continue  # written before the kill
-            rows |= self._answer(batch)
-            self._write(rows)
-            if self.progress.due():
-                self.progress.update(self._line())
-
-    def _batches(self, places: list[int]) -> Iterator[list[int]]:
-        """Long rows first: if they do not fit into memory, it shows at once."""
-        order = sorted(places, key=lambda place: (-self._length(self.questions[place]), place))
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
-
-    def _length(self, question: Question) -> int:
+    def _length(self, place: int) -> int:
         """Tokens of a row, nearly: from the headers of its pictures, which are decoded when it is their turn."""
-        from mmframe.cli.picture_facts import tokens_of_file
+        from mmframe.cli.picture_facts import tokens_of_picture
 
+        question = self.questions[place]
         share = max(1, self.served.max_tiles // max(1, len(question.images)))
-        pictures = sum(tokens_of_file(path, self.served.model, share) for path in question.images)
+        pictures = sum(tokens_of_picture(path, self.served.model, share) for path in question.images)
         return pictures + sum(len(turn["value"]) for turn in question.turns) // 4
 
-    def _answer(self, places: list[int]) -> dict[int, dict[str, Any]]:
-        rows: dict[int, dict[str, Any]] = {}
-        samples: dict[int, Sample] = {}
-        for place in places:
-            try:
-                samples[place] = self._encode(self.questions[place])
-            except UserError as error:
-                rows[place] = _error(self.questions[place], str(error))
-        return rows | self._generate(samples)
-
-    def _encode(self, question: Question) -> Sample:
+    def _encode(self, place: int) -> Sample:
         from mmframe.images import open_image
 
-        model = self.served.model
+        question, model = self.questions[place], self.served.model
+        if question.error:
+            raise UserError(question.error)
         images = [open_image(path) for path in question.images]
         return model.processor.encode_prompt(
             question.turns, images, model.net.patch_embedder, self.served.max_tiles, str(question.id)
         )
 
-    def _generate(self, samples: dict[int, Sample]) -> dict[int, dict[str, Any]]:
-        import torch
+    def _params(self, place: int) -> SamplingParams:
+        """A seed of its own for each row, so that its answer does not depend on the rows beside it."""
+        return replace(self.params, seed=self.params.seed + place)
 
-        if not samples:
-            return {}
-        # a seed of its own for each row, so that its answer does not depend on the rows beside it
-        params = [replace(self.params, seed=self.params.seed + place) for place in samples]
-        try:
-            made = self.served.engine.generate(list(samples.values()), params)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"generate: out of memory with --batch-size {self.batch_size}; go on with a smaller one"
-            ) from error
-        except UserError as error:
-            if len(samples) == 1:
-                (place,) = samples
-                return {place: _error(self.questions[place], str(error))}
-            rows: dict[int, dict[str, Any]] = {}  # one of them is bad, e.g. too long; the others are not
-            for place, sample in samples.items():
-                rows |= self._generate({place: sample})
-            return rows
-        self.tokens += sum(len(completion.ids) for completion in made)
+    def _row(self, question: Question, answer: Completion | UserError) -> dict[str, Any]:
+        if isinstance(answer, UserError):
+            return {"id": question.id, "error": str(answer)}
+        self.tokens += len(answer.ids)
         return {
-            place: {
-                "id": self.questions[place].id,
-                "prompt": self.questions[place].prompt,
-                "answer": completion.text,
-                "finish_reason": completion.finish_reason,
-                "tokens": len(completion.ids),
-            }
-            for place, completion in zip(samples, made, strict=True)
+            "id": question.id,
+            "prompt": question.prompt,
+            "answer": answer.text,
+            "finish_reason": answer.finish_reason,
+            "tokens": len(answer.ids),
         }
 
-    def _write(self, rows: dict[int, dict[str, Any]]) -> None:
-        """Appends the rows whose turn it is."""
+    def _write(self, rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """Appends the rows whose turn it is; returns those that wait for one before them."""
         ready = []
         while self.out.done + len(ready) in rows:
             ready.append(rows[self.out.done + len(ready)])
@@ -201,7 +164,9 @@ class Run:
                 self._report(row)
         if ready:
             self.out.append(ready)
-        self.held = sum(place >= self.out.done for place in rows)
+        waiting = {place: row for place, row in rows.items() if place >= self.out.done}
+        self.held = len(waiting)
+        return waiting
 
     def _report(self, row: dict[str, Any]) -> None:
         self.told += 1
@@ -219,19 +184,6 @@ class Run:
         if made:
             parts.append(f"{clock((len(self.questions) - done) * passed / made)} left")
         return "  ".join(parts)
-
-
-def _error(question: Question, error: str = "") -> dict[str, Any]:
-    return {"id": question.id, "error": error or question.error}
-
-
-def fingerprint(net: nn.Module) -> str:
-    """Tells one set of weights from another: over names, shapes and the first values of every parameter."""
-    digest = hashlib.sha256()
-    for name, parameter in net.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _say(text: str) -> None:

@@ -22,6 +22,7 @@ from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
+from mmframe.callbacks.task_scores import TaskScores
 from mmframe.callbacks.throughput import Throughput
 from mmframe.cli.job import Job
 from mmframe.cli.malloc import keep_freed_memory
@@ -142,7 +143,9 @@ class MMFrameCLI(LightningCLI):
             kwargs["logger"] = self._loggers(settings.get("logger"), settings)
         elif settings.get("logger") in (None, True):
             kwargs["logger"] = False
-        kwargs["callbacks"] = [*_listed(settings.get("callbacks")), *([] if bare else self._callbacks(settings))]
+        callbacks = [*_listed(settings.get("callbacks")), *([] if bare else self._callbacks(settings))]
+        # tasks are asked after the step was counted, and at the end after the weights were written
+        kwargs["callbacks"] = sorted(callbacks, key=lambda callback: isinstance(callback, TaskScores))
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there

@@ -14,7 +14,7 @@ from mmframe.errors import UserError, suggest
 RUN = {
     "fit": "train a recipe: all stages, or one",
     "validate": "run the validation data through one stage's model",
-    "test": "run the test data through one stage's model",
+    "test": "score one stage's model on benchmarks (--data=TaskData)",
     "predict": "run the prediction data through one stage's model",
 }
 # word -> (module, function taking the rest of the words, one line of help)
@@ -31,6 +31,7 @@ TOOLS = {
     "export": ("mmframe.cli.convert", "export_main", "SRC DST: ours -> the official layout"),
     "chat": ("mmframe.cli.chat", "main", "talk to a model in the terminal, with pictures"),
     "generate": ("mmframe.cli.generate", "main", "answer the rows of a JSONL file, batched; continues after a kill"),
+    "evaluate": ("mmframe.cli.evaluate", "main", "score a model on benchmarks; report | browse | tasks"),
     "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
     "ablate": ("mmframe.cli.ablate", "main", "GRID | report: change one thing, keep the rest equal, over seeds"),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
@@ -119,7 +120,7 @@ def _run(command: str, words: list[str]) -> int:
         from mmframe.cli.chain import fit
 
         return fit(args)
-    from mmframe.cli.evaluate import evaluate
+    from mmframe.cli.stage_evaluation import evaluate
 
     return evaluate(args)
 

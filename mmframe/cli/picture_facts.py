@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from mmframe.data.pictures import Picture, picture_size
 from mmframe.errors import UserError
-from mmframe.images import choose_grid, image_size
+from mmframe.images import choose_grid
 from mmframe.loading import LoadedModel
 
 
@@ -64,9 +64,9 @@ def picture_facts(size: tuple[int, int], model: LoadedModel, max_tiles: int) -> 
     return PictureFacts(*size, columns, rows, thumbnail, side, embedder.num_tokens(side, side))
 
 
-def tokens_of_file(path: Path, model: LoadedModel, max_tiles: int) -> int:
-    """Visual tokens of a picture, from the header of its file; 0 if it cannot be read or the model takes none."""
+def tokens_of_picture(picture: Picture, model: LoadedModel, max_tiles: int) -> int:
+    """Visual tokens of a picture, from its header; 0 if it cannot be read or the model takes none."""
     try:
-        return picture_facts(image_size(path), model, max_tiles).tokens
+        return picture_facts(picture_size(picture), model, max_tiles).tokens
     except UserError:
         return 0

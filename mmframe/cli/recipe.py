@@ -17,6 +17,8 @@ from mmframe.cli.yamlio import KeyPath, load, parse_value
 from mmframe.errors import UserError, suggest
 from mmframe.registry import KINDS
 
+TASKS = "tasks"
+"""Folder of the shipped tasks of `mmframe evaluate`, beside the recipes."""
 Override = tuple[str, str]
 """Key path and YAML text of `--key=value`."""
 
@@ -202,13 +204,13 @@ def recipe_root() -> Path | None:
 
 
 def shipped() -> dict[str, Path]:
-    """The shipped recipes by name, e.g. "toy/evip". Parts of recipes (a leading "_") are not listed."""
+    """The shipped recipes by name, e.g. "toy/evip". Parts of recipes (a leading "_") are not listed, nor are tasks."""
     root = recipe_root()
-    found = sorted(root.rglob("*.yaml")) if root else []
+    found = {file.relative_to(root): file for file in sorted(root.rglob("*.yaml"))} if root else {}
     return {
-        file.relative_to(root).with_suffix("").as_posix(): file  # type: ignore[arg-type]
-        for file in found
-        if not file.name.startswith("_")
+        path.with_suffix("").as_posix(): file
+        for path, file in found.items()
+        if not path.name.startswith("_") and path.parts[0] != TASKS
     }
 
 

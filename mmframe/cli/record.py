@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import time
 import uuid
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import mmframe
 from mmframe.cli.job import Job
 from mmframe.cli.recipe import recipe_hash
 from mmframe.cli.run_dir import read_json, write_atomically, write_numbered
-
-_VERSIONS = ("torch", "lightning", "jsonargparse", "timm", "torchmetrics", "numpy", "safetensors", "tokenizers")
+from mmframe.provenance import code_revision, device_name, versions
 
 
 class RunRecord(Callback):
@@ -194,41 +188,3 @@ def _now() -> str:
 
 def _number(value: Any) -> float:
     return float(value.item() if hasattr(value, "item") else value)
-
-
-def versions() -> dict[str, str]:
-    """Versions of python and of the packages that results depend on."""
-    found = {"python": platform.python_version(), "mmframe": mmframe.__version__}
-    for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def device_name() -> str:
-    """The GPU, or the CPU and its threads, that figures of this process belong to."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def code_revision() -> dict[str, Any]:
-    """Git revision of mmframe's source and whether it was changed since; None outside of a checkout."""
-    root = Path(mmframe.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return {"revision": None, "dirty": None}
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain")
-    return {"revision": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}

@@ -43,8 +43,8 @@ class Served:
         return f"{self.name}: {count} parameters, {dtype} on {self.engine.device}"
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model, --device, --dtype, --expert-backend, --max-tiles, --system."""
+def add_model_flags(parser: argparse.ArgumentParser, system: bool = True) -> None:
+    """--model, --device, --dtype, --expert-backend, --max-tiles and, if asked for, --system."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", required=True, metavar="M", help="run directory, weights file, official folder, .gguf or hub id"
@@ -65,6 +65,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"most tiles of a question's pictures; default: as trained, else {MAX_TILES}",
     )
+    if not system:
+        return
     group.add_argument("--system", metavar="TEXT", help='system message; default: the template\'s own, "" for none')
 
 

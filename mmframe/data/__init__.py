@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from mmframe.data.conversation import ConversationData
     from mmframe.data.instruction import InstructionData
     from mmframe.data.mixture import MixtureData
+    from mmframe.data.task_data import TaskData
     from mmframe.data.toy import ToyData
 
-__all__ = ["ConversationData", "InstructionData", "MixtureData", "MultimodalData", "Rows", "ToyData"]
+__all__ = ["ConversationData", "InstructionData", "MixtureData", "MultimodalData", "Rows", "TaskData", "ToyData"]
 
 _MODULES = {
     "ConversationData": "conversation",
@@ -21,6 +22,7 @@ _MODULES = {
     "MixtureData": "mixture",
     "MultimodalData": "base",
     "Rows": "base",
+    "TaskData": "task_data",
     "ToyData": "toy",
 }
 

@@ -107,6 +107,17 @@ class MultimodalData(L.LightningDataModule):
     def val_dataloader(self) -> StatefulDataLoader | list:
         return [] if self.val_rows is None else self._loader(self.val_rows, self.val_batch_size)
 
+    def test_dataloader(self) -> DataLoader:
+        """Benchmarks, see TaskData.
+
+        Raises:
+            UserError: other data has none.
+        """
+        raise UserError(
+            f"data: {type(self).__name__} has no tests; name benchmarks: --data=TaskData --data.tasks=A,B "
+            "--data.folder=DIR (`mmframe evaluate tasks` lists them)"
+        )
+
     def predict_dataloader(self) -> DataLoader:
         """Batches of mmframe.data.prompts.Prompt: the questions of the validation rows.
 

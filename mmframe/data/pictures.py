@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
-
-from PIL import Image
+from typing import TYPE_CHECKING, TypeAlias
 
 from mmframe.errors import UserError
-from mmframe.images import MAX_PIXELS, image_size, open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _HEAD = 65536  # bytes; nearly every header lies within
 _open_files: dict[str, int] = {}  # descriptors of this process, by path
 _open_by = os.getpid()
+_lock = threading.Lock()  # evaluation decodes pictures in threads
 _MOST_OPEN = 128
 
 
@@ -70,7 +73,15 @@ class Embedded:
         return self.data[:count]
 
 
-Picture: TypeAlias = Path | FilePart | Embedded
+class Cell(ABC):
+    """A picture in a file that has to be decoded to find it: a table of base64, a Parquet file. Its text names it."""
+
+    @abstractmethod
+    def read(self, count: int | None = None) -> bytes:
+        """The first `count` bytes of the picture's file; None: all. A UserError names the place."""
+
+
+Picture: TypeAlias = Path | FilePart | Embedded | Cell
 
 
 class _Named(io.BytesIO):
@@ -81,14 +92,19 @@ class _Named(io.BytesIO):
         self.name = name
 
 
-def open_picture(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(picture: Picture, max_pixels: int | None = None) -> Image.Image:
     """As `mmframe.images.open_image`: RGB, upright, decoded; a UserError names the file and the part."""
+    from mmframe.images import MAX_PIXELS, open_image  # here: it loads torch, which naming pictures does not need
+
+    max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
     source = picture if isinstance(picture, Path) else _Named(picture.read(), str(picture))
     return open_image(source, max_pixels)
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
     """(width, height) that `open_picture` would give, read from the header alone; a UserError names file and part."""
+    from mmframe.images import image_size
+
     if isinstance(picture, Path):
         return image_size(picture)
     head = picture.read(_HEAD)
@@ -116,14 +132,15 @@ def read_range(file: str, offset: int, count: int) -> bytes:
 
 
 def _descriptor(file: str) -> int:
-    global _open_by
+    global _open_by, _lock
     if os.getpid() != _open_by:  # a forked loader process: these are copies of its parent's
         _open_files.clear()
-        _open_by = os.getpid()
-    known = _open_files.pop(file, None)
-    if known is None:
-        if len(_open_files) >= _MOST_OPEN:
-            os.close(_open_files.pop(next(iter(_open_files))))
-        known = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    _open_files[file] = known  # the last used comes last
+        _open_by, _lock = os.getpid(), threading.Lock()
+    with _lock:
+        known = _open_files.pop(file, None)
+        if known is None:
+            if len(_open_files) >= _MOST_OPEN:
+                os.close(_open_files.pop(next(iter(_open_files))))
+            known = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        _open_files[file] = known  # the last used comes last
     return known

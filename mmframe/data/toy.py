@@ -80,7 +80,7 @@ class _ToyRows:
             word = sorted(COLOURS)[mode % len(COLOURS)]
             talk = [{"from": "human", "value": f"repeat: {word}"}, {"from": "gpt", "value": word}]
             return self.processor.encode(talk, [], self.embedder, key=key)
-        drawn = [_draw(self.embedder.image_size, *rest[3 * i : 3 * i + 3]) for i in range(data.images_per_row)]
+        drawn = [drawn_shape(self.embedder.image_size, *rest[3 * i : 3 * i + 3]) for i in range(data.images_per_row)]
         _, colour, shape = drawn[-1]
         images = [self._tiles(picture) for picture, _, _ in drawn]
         if len(images) == 1 and mode % 2:
@@ -96,7 +96,7 @@ class _ToyRows:
         return picture.expand(share, -1, -1, -1)
 
 
-def _draw(side: int, colour_draw: int, shape_draw: int, place_draw: int) -> tuple[Tensor, str, str]:
+def drawn_shape(side: int, colour_draw: int, shape_draw: int, place_draw: int) -> tuple[Tensor, str, str]:
     """One picture, uint8 [1, 3, side, side], its colour and its shape."""
     colour = sorted(COLOURS)[colour_draw % len(COLOURS)]
     shape = SHAPES[shape_draw % len(SHAPES)]

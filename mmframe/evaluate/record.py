@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,18 @@ class Result:
         headline: key of the figure that stands in tables.
         figures: what the metric computes, percentages and `n`, `unmatched` among them.
         matcher: ``rules``, or ``judge`` where a judge scored what rules could not.
-        judge: {"model", "endpoint", "prompt_digest", "judged", "failed"} or None.
+        judge: {"model", "served", "endpoint", "prompt_digest", "judged", "failed"} or None, see mmframe.evaluate.judge.
         n: examples scored. `errors`: of them those that could not be asked (wrong, and listed in answers.jsonl).
         unmatched: answers in which no answer was recognised.
         limit: examples asked if not all; such a result stands in no table unless asked for.
         decoding: {"max_new_tokens", "stop", "temperature": 0}.
-        max_tiles: image budget.
+        max_tiles: image budget; None: no example has a picture.
         prompt_digest, data_fingerprint: of the task.
         model: {"source", "name", "weights": digest, "dtype", "parameters"}.
         code: {"mmframe": version, "revision", "torch"}.
         seconds: time of generation on all machines' clocks, wall; `device`: what it ran on; `ranks`; `batch_size`.
+        extra: {"answered_before": n} where a run was continued: `seconds` are then those of the rest alone.
+        rows: the lines of answers.jsonl, in the order of the task; in memory alone, not in result.json.
     """
 
     task: str
@@ -61,6 +63,7 @@ class Result:
     batch_size: int = 1
     format: int = FORMAT
     extra: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def score(self) -> float:
@@ -69,7 +72,9 @@ class Result:
 
     def write(self, folder: Path) -> None:
         """Writes result.json; a kill leaves the old one or the new one."""
-        write_atomically(folder / RESULT, json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
+        plain = asdict(replace(self, rows=[]))
+        del plain["rows"]
+        write_atomically(folder / RESULT, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Result:

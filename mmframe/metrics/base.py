@@ -29,8 +29,8 @@ class TaskMetric(Component, Metric, ABC):
     A sample that is given twice under one id (the padding of a distributed sampler) counts once; if its two answers
     differ, the same one counts in any order. Without ids every sample counts.
 
-    A reference may have a `category` (split, subject, ability): then all figures are also made of each category
-    alone, as `<category>/<figure>`.
+    A reference may have a `category` (split, subject, ability), or a list of them: then all figures are also made of
+    each category alone, as `<category>/<figure>`.
     """
 
     name: ClassVar[str]
@@ -68,6 +68,9 @@ class TaskMetric(Component, Metric, ABC):
         Args:
             prediction: The answer as generated; a text if the metric does not say otherwise.
             reference: Has the keys of `needs`.
+
+        Returns:
+            Plain data; a `category` in it replaces that of the reference.
         """
 
     @abstractmethod
@@ -101,7 +104,8 @@ class TaskMetric(Component, Metric, ABC):
                     has = ", ".join(map(str, reference)) or "nothing"
                     raise UserError(f"metric {self.name}: the reference{where} has no {key!r}, it has {has}")
             row = dict(self.score(prediction, reference))
-            row |= {key: reference[key] for key in ("category",) if reference.get(key) is not None}
+            if reference.get("category") is not None:
+                row.setdefault("category", reference["category"])
             made.append(json.dumps([None if given is None else str(given), row], sort_keys=True))
         if made:
             text = "".join(line + "\n" for line in made).encode()
@@ -123,8 +127,9 @@ class TaskMetric(Component, Metric, ABC):
         figures = self.figures(rows)
         categories: dict[str, list[Row]] = {}
         for row in rows:
-            if "category" in row:
-                categories.setdefault(str(row["category"]), []).append(row)
+            given = row.get("category", [])
+            for category in dict.fromkeys(given if isinstance(given, list) else [given]):
+                categories.setdefault(str(category), []).append(row)
         for category in sorted(categories):
             figures |= {f"{category}/{key}": value for key, value in self.figures(categories[category]).items()}
         return figures

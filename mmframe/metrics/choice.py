@@ -13,7 +13,7 @@ from mmframe.registry import register
 
 @register("metric")
 class OptionAccuracy(MeanMetric):
-    """The option that the answer chooses is the right one: AI2D, ScienceQA, SEED-Image, MMMU's choices.
+    """The option that the answer chooses is the right one: AI2D, ScienceQA, SEED-Image.
 
     The letter is read by rules (mmframe.metrics.option_letters); an answer that they cannot read is wrong and counted
     in `unmatched`: no random choice, as MMMU's and lmms-eval's code make it. References have `answer` (a letter) and

@@ -63,8 +63,10 @@ class Task(ABC):
         metric: registered class and arguments: {"class_path": bare name, "init_args": {...}}.
         decoding: of mode generate.
         max_tiles: image budget of an example, as the benchmark's published numbers have it; None: the model's own.
-        judge: None, or what an LLM judge is asked (mmframe.evaluate.judge); without an endpoint rules alone score.
-        prompt_digest: hash of prompt templates, options' form and system message: equal digests, equal prompts.
+        scored: whether the answers are public; of a task that is not, answers can be generated but not scored.
+        judge: None, or what an LLM judge is asked, {"template": name or text} (mmframe.evaluate.judge); without an
+            endpoint rules alone score.
+        prompt_digest: hash of all in the YAML that decides what is asked: equal digests and data, equal prompts.
         data_fingerprint: hash of the files that were read (names, sizes, and their content where it is small).
     """
 
@@ -76,6 +78,7 @@ class Task(ABC):
     decoding: Decoding = Decoding()
     max_tiles: int | None = None
     judge: Mapping[str, Any] | None = None
+    scored: bool = True
     prompt_digest: str
     data_fingerprint: str
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mmframe.cli.main import main
-from mmframe.cli.recipe import recipe_root, shipped
+from mmframe.cli.recipe import TASKS, recipe_root, shipped
 
 MISTAKES = [
     # name of a class
@@ -15,7 +15,7 @@ MISTAKES = [
     ("--model.processor.tokenizer=ByteTokeniser", "did you mean 'ByteTokenizer'"),
     ("--data=ToyDate", "data.class_path: 'ToyDate' is not a known data; did you mean 'ToyData'"),
     ("--model.router=no_such_package.Router", "'no_such_package.Router' is not a known router"),
-    ("--trainer.callbacks+=Timmer", "'Timmer' is not a callback of Lightning; did you mean 'Timer'"),
+    ("--trainer.callbacks+=Timmer", "'Timmer' is not a callback; did you mean 'Timer'"),
     # name of a key
     ("--model.rooter=SharedRouter", "the model has no argument 'rooter'; did you mean 'router'"),
     ("--model.router.initt=copy", "initt: ModalityRouter has no argument 'initt'; did you mean 'init'"),
@@ -81,7 +81,8 @@ def test_unknown_recipes_and_commands(fails):
 
 def test_every_shipped_recipe_is_valid(cli):
     code, out, _ = cli("recipes", "validate")
-    files = [file for file in recipe_root().rglob("*.yaml") if not file.name.startswith("_")]
+    yaml = (file for file in recipe_root().rglob("*.yaml") if not file.name.startswith("_"))
+    files = [file for file in yaml if file.parent.name != TASKS]
     assert code == 0, out
     assert len(out.splitlines()) == len(files) == len(shipped()) >= 5
     assert all(line.startswith("ok ") for line in out.splitlines())

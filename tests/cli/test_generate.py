@@ -210,7 +210,7 @@ def test_other_weights_at_the_same_place_are_noticed(cli, data, elsewhere):
 def test_files_that_are_not_ours_are_left_alone(generate, data, elsewhere):
     (elsewhere / "mine.jsonl").write_text('{"my": "notes"}\n')
     code, err = generate(data, "mine.jsonl")
-    assert code == 2 and "mine.jsonl line 1: was not written by generate" in err
+    assert code == 2 and "mine.jsonl line 1: was not written by mmframe" in err
     (elsewhere / "mine.jsonl").write_text('{"id": "r0", "answer": "of unknown origin"}\n')
     code, err = generate(data, "mine.jsonl")
     assert code == 2 and "does not say what made them" in err

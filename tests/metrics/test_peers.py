@@ -10,6 +10,7 @@ import random
 import re
 import string
 from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
@@ -22,7 +23,12 @@ from mmframe.metrics.cider import CIDEr
 from mmframe.metrics.edit_distance import edit_distance
 from mmframe.metrics.exact_match import GQAAccuracy
 from mmframe.metrics.hallusion import HallusionBenchScore
+from mmframe.metrics.judged import VERDICT, Unreadable
+from mmframe.metrics.latex_answers import final_answer, normalise_latex, same_answer
+from mmframe.metrics.mathvista import MathVistaAccuracy
+from mmframe.metrics.mm_vet import CAPABILITIES, MMVetScore
 from mmframe.metrics.mme import COGNITION, PERCEPTION, MMEScore
+from mmframe.metrics.mmmu import DISCIPLINE, DISCIPLINES, MMMUAccuracy, open_candidates
 from mmframe.metrics.ocrbench import CATEGORIES, FORMULAS, OCRBenchScore
 from mmframe.metrics.option_letters import option_letter
 from mmframe.metrics.pope import POPEScore
@@ -338,6 +344,207 @@ def test_hallusion_bench_beside_lmms_eval(draw: random.Random) -> None:
     assert ours["aAcc"] == pytest.approx(100 * rule(kept, "aAcc"))
     assert ours["qAcc"] == pytest.approx(100 * rule(kept, "qAcc"))
     assert ours["fAcc"] != pytest.approx(100 * rule(kept, "fAcc"))  # it takes VS without a picture for a figure
+
+
+# ---- open answers
+
+FRAMES = (
+    "{}", "The answer is {}.", "So it is {}", "x = {}", "Thus we get {}\nSo the result is {}.", "It could be {} or {}",
+    "{} is wrong.\nfinal answer {}", "Therefore\n{}", "{}.", "{}\n{}\n", "A = {} = {}", "is ", "so so so {}", "", " ",
+    ".", "answer :",
+)  # fmt: skip
+
+
+def open_answer(draw: random.Random, *values: str) -> str:
+    frame = draw.choice(FRAMES)
+    return frame.format(*(draw.choice(values) for _ in range(frame.count("{}"))))
+
+
+def quantity(draw: random.Random) -> str:
+    number = draw.choice([draw.randrange(20), draw.randrange(10_000), round(draw.uniform(-9, 9), 3)])
+    return draw.choice(["{}", "{:,}", "${}", "{} cm", "{}%", "{:e}", "1,{}", "-{}", "x{}"]).format(number)
+
+
+def test_open_questions_beside_lmms_eval(draw: random.Random) -> None:
+    mcq = peer("lmms_eval", "tasks/_task_utils/mmmu_mcq_utils.py", "parse_mmmu_multi_choice_response", random=draw)
+    names = (
+        "check_is_number",
+        "normalize_str",
+        "extract_numbers",
+        "parse_open_response",
+        "eval_open",
+        "DOMAIN_CAT2SUB_CAT",
+    )
+    *_, parse, right, domains = peer("lmms_eval", "tasks/mmmu/utils.py", *names, re=re)
+    assert mcq and {name: tuple(sorted(of)) for name, of in domains.items()} == {
+        name: tuple(sorted(of)) for name, of in DISCIPLINES.items()
+    }
+    metric, found = MMMUAccuracy(), set()
+    for _ in range(CASES):
+        values = [quantity(draw), quantity(draw), phrase(draw) or "b", phrase(draw) or "x"]
+        said = open_answer(draw, *values)
+        answers = [text for text in draw.sample(values, draw.choice([1, 1, 2])) if text.strip()] or ["b"]
+        assert set(open_candidates(said)) == set(parse(said)), said
+        ours = metric.score(said, {"answer": answers, "options": [], "category": draw.choice(sorted(DISCIPLINE))})
+        assert ours["score"] == right(answers, parse(said)), (said, answers)
+        found.add(ours["score"])
+    assert found == {0, 1}
+
+
+def test_choices_of_mmmu_beside_lmms_eval(draw: random.Random) -> None:
+    numpy = pytest.importorskip("numpy")
+    no_dice = SimpleNamespace(choice=lambda options: None)
+    (parse,) = peer(
+        "lmms_eval", "tasks/_task_utils/mmmu_mcq_utils.py", "parse_mmmu_multi_choice_response", random=no_dice, np=numpy
+    )
+    both = thrown = 0
+    for _ in range(2 * CASES):
+        said, options, _ = choices(draw)
+        ours, theirs = option_letter(said, options), parse(said, list(options), dict(options))
+        if theirs is None:
+            thrown += 1  # it picks an option at random; here the answer is read by other rules, or unmatched
+        elif ours == theirs:
+            both += 1
+        else:  # it takes the last of several letters or texts, "A" as an article, and no letter before a comma
+            letters = len(set(re.findall(rf"[{''.join(options)}](?= |\)|\.|$|/)", said))) > 1
+            text = options[theirs] in said and f"{theirs} " not in said
+            article = re.search(r"\bA [a-z]", said) and theirs == "A"
+            assert letters or text or article, (said, options, ours, theirs)
+    assert both > 1_000 and thrown > 100
+
+
+def test_mathvista_beside_lmms_eval_and_vlmevalkit(draw: random.Random) -> None:
+    (evaluator,) = peer(
+        "lmms_eval", "tasks/mathvista/mathvista_evals.py", "MathVistaEvaluator",
+        re=re, os=os, distance=edit_distance, ServerConfig=dict, get_server=dict, shot_examples=[],
+    )  # fmt: skip
+    lmms = object.__new__(evaluator)
+    infer = peer(
+        "vlmeval", "utils/matching_util.py", "can_infer", "can_infer_option", "can_infer_text",
+        cp=copy, os=os, string=string, logger=logging,
+    )[0]  # fmt: skip
+    check, _ = peer("vlmeval", "dataset/utils/mathvista.py", "post_check", "list_to_dict", can_infer=infer)
+    metric, read = MathVistaAccuracy(), 0
+    for _ in range(CASES):
+        kind = draw.choice(["integer", "float", "list", "text"])
+        options = draw.sample(["cat", "dog", "red bus", "8/11", "3"], 4) if kind == "text" else None
+        digits = draw.choice([1, 2]) if kind == "float" else None
+        numbers = [draw.randrange(30), round(draw.uniform(0, 3), digits or 1), [draw.randrange(9), draw.randrange(9)]]
+        right = draw.choice(options) if options else str(numbers[("integer", "float", "list").index(kind)])
+        other = {"text": "dog", "integer": "7", "float": f"{draw.uniform(0, 3):.3f}", "list": "[1, 2]"}[kind]
+        extracted = draw.choice([right, right, other])  # what a judge made of an answer
+        if options and draw.random() < 0.5 and extracted in options:
+            extracted = draw.choice(["{}", "({})"]).format(string.ascii_uppercase[options.index(extracted)])
+        reference = {"answer": right, "question_type": "multi_choice" if options else "free_form"}
+        reference |= {"answer_type": kind, "choices": options, "precision": digits}
+        ours = metric.score(extracted, reference)
+        theirs = lmms.normalize_extracted_answer(extracted, options, reference["question_type"], kind, digits)
+        guessed = options and extracted == "dog" and "dog" not in options  # it takes the nearest; here it is unmatched
+        assert ours["unmatched"] == bool(guessed)
+        if not guessed:
+            assert ours["score"] == lmms.safe_equal(theirs, right), (extracted, reference)
+            read += 1
+        # without a judge: VLMEvalKit's first look, which tells only whether the bare answer is the right one
+        line = {"answer": right, "prediction": extracted, "choices": repr(options)} | {
+            key: reference[key] for key in ("question_type", "answer_type")
+        }
+        if options:
+            line["answer_option"] = string.ascii_uppercase[options.index(right)]
+        seen = check(line, prefetch=True)
+        if seen and kind != "list":  # it compares None with the list
+            assert ours["score"] == (seen == line["answer_option"] if options else 1)
+    assert read > 1_000
+
+
+def maths(draw: random.Random) -> str:
+    a, b, c = (draw.randrange(1, 100) for _ in range(3))
+    forms = (
+        f"{a}", f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}", r"\frac12", rf"\frac1{{{b}}}", r"\sqrt3",
+        r"\sqrt{3}", rf"{a}\sqrt{{{b}}}", f"-{a}", f"{a}.5", ".5", "0.5", rf"{a}\%", rf"\${a}", rf"{a}^\circ",
+        rf"{a}^{{\circ}}", rf"{a}\text{{ cm}}", f"x = {a}", f"x={a}", rf"\left({a}, {b}\right)", f"({a},{b})",
+        f"{a}x + {b}", rf"{a}\!{b}", rf"\tfrac{{{a}}}{{{b}}}", rf"({a}, {b}, {c})", r"\text{Evelyn}", r"\pi",
+    )  # fmt: skip
+    return draw.choice(forms)
+
+
+def test_forms_of_maths_answers_beside_vlmevalkit_and_lmms_eval(draw: random.Random) -> None:
+    (vlm,) = peer("vlmeval", "dataset/utils/hipho_verifier.py", "_strip_string", re=re, unit_texts=[])
+    names = ("_fix_fracs", "_fix_a_slash_b", "_remove_right_units", "_fix_sqrt", "_strip_string")
+    *_, lmms = peer("lmms_eval", "tasks/mathvision/eval_utils.py", *names)
+    equal = 0
+    for _ in range(CASES):
+        one = maths(draw)
+        other = draw.choice([one, maths(draw), one.replace("frac", "dfrac", 1).replace("ddfrac", "dfrac"), one + "0"])
+        ours = same_answer(one, other)
+        value = normalise_latex(one) != normalise_latex(other)  # equal as numbers alone, which is beyond is_equiv
+        for theirs in (vlm, lmms):
+            unbraced = theirs is lmms and re.search(r"frac\d", one + other)  # it braces fractions only beside a root
+            text = theirs is vlm and "\\text{E" in one + other  # it takes any last \text for a unit
+            assert (theirs(one) == theirs(other)) == ours or (ours and value) or unbraced or text, (one, other)
+        equal += ours
+    assert equal > 500
+
+
+def test_boxes_beside_lmms_eval(draw: random.Random) -> None:
+    last, bare = peer(
+        "lmms_eval", "tasks/openai_math/utils.py", "last_boxed_only_string", "remove_boxed", Optional=Optional
+    )
+    for _ in range(CASES):
+        text = f"{phrase(draw)} ${maths(draw)}$ " + draw.choice(["", rf"\boxed{{{maths(draw)}}} "])
+        text += rf"$\boxed{{{maths(draw)}}}$ {phrase(draw)}" + draw.choice(["", " }", " {"])
+        assert final_answer(text) == bare(last(text))
+    cut = r"so \boxed{\frac{1}{2"
+    assert final_answer(cut) is None and last(cut) is None
+
+
+def test_grades_beside_vlmevalkit_and_lmms_eval(draw: random.Random) -> None:
+    (grade,) = peer("vlmeval", "dataset/utils/mmvet.py", "MMVet_auxeval", build_mmvet_gpt4_prompt=lambda line: "")
+    metric, lines, kept = MMVetScore(), [], []
+
+    class Said:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def generate(self, prompt: str, temperature: float) -> str:
+            return self.text
+
+    log = logging.getLogger("mm-vet peer")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler := logging.Handler())
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    columns = Columns(CAPABILITIES)
+    (total,) = peer(
+        "lmms_eval", "tasks/mmvet/utils.py", "mmvet_aggregate_results",
+        eval_logger=log, cap_columns=columns, cap_details_columns=Columns(["rec", "ocr_math"]),
+    )  # fmt: skip
+    for _ in range(CASES):
+        good = f"{draw.uniform(0, 1):.1f}"
+        reply = draw.choice([good, good, f" {good}\n", good, f"{good}.", "1", "half", "", "2", "-0.1", "1e0", "nan"])
+        theirs = grade(Said(reply), {})
+        try:
+            ours = metric.read_judge(reply, {})
+        except Unreadable:
+            # after five tries it gives 0, which here is no verdict; "1e0" and "nan" are no grades here
+            assert theirs["score"] == 0 or reply in ("1e0", "nan"), reply
+            continue
+        assert theirs["score"] == ours or reply == f"{good}."  # no float to it
+        skills = draw.sample(CAPABILITIES, draw.choice([1, 2, 3]))
+        metric.update([""], [{"answer": "x", "category": skills, VERDICT: ours}])
+        kept.append({"score": ours, "capabilities": ",".join(skills)})
+    figures = metric.compute()
+    assert len(kept) > 1_000 and figures["score"] == pytest.approx(total(kept))
+    for name in CAPABILITIES:
+        assert f"Score for {name}: {figures[f'{name}/score']:.2f}" in lines
+
+
+class Columns(list):
+    """What lmms-eval keeps in a data frame."""
+
+    def squeeze(self) -> Columns:
+        return self
+
+    def tolist(self) -> list[str]:
+        return list(self)
 
 
 # ---- captions

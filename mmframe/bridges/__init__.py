@@ -1,0 +1,1 @@
+"""Models of mmframe inside of other projects' programs."""
