@@ -343,8 +343,8 @@ class Decoder(Backbone):
         return x_TD
 
     def head(self, h_SD: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.output is None else self.output.weight
-        return F.linear(self.norm(h_SD), weight)
+        h_SD = self.norm(h_SD)
+        return F.linear(h_SD, self.embedding.weight) if self.output is None else self.output(h_SD)
 
     def sites(self) -> Iterator[tuple[int, str, Experts]]:
         for index, layer in enumerate(self.layers):

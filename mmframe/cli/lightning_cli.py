@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from mmframe import registry
+from mmframe import registry, strategies
 from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.predictions import Predictions
@@ -70,6 +70,7 @@ class MMFrameCLI(LightningCLI):
         from mmframe.module import MultimodalModule
 
         registry.discover()
+        strategies.register()
         self.job = job
         self.record = record
         self.words = args
