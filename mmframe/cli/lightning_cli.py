@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,18 +21,23 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from mmframe import registry
 from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
+from mmframe.callbacks.keep_checkpoints import KeepCheckpoints
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
 from mmframe.callbacks.task_scores import TaskScores
 from mmframe.callbacks.throughput import Throughput
+from mmframe.checkpoint_io import CheckpointWriter, disk_full
 from mmframe.cli.job import Job
 from mmframe.cli.malloc import keep_freed_memory
-from mmframe.cli.record import LastCheckpoint, RunRecord
+from mmframe.cli.record import RunRecord
 from mmframe.cli.run_dir import is_rank_zero
+from mmframe.cli.safety import read_checkpoints
 from mmframe.contracts import check_fp16
 from mmframe.errors import UserError, nearest
 
 CHECKPOINT_EVERY = 200
+OURS = ("checkpoint_every", "checkpoints", "faults")
+"""Keys of a recipe that LightningCLI does not know."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -103,7 +109,8 @@ class MMFrameCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
             return
         tree = qualify(copy.deepcopy(self.job.config))
-        tree.pop("checkpoint_every", None)
+        for key in OURS:
+            tree.pop(key, None)
         if self.job.handover.init_from is not None:
             tree["model"]["init_from"] = self.job.handover.init_from
         if self.job.resume is not None:
@@ -146,6 +153,9 @@ class MMFrameCLI(LightningCLI):
         callbacks = [*_listed(settings.get("callbacks")), *([] if bare else self._callbacks(settings))]
         # tasks are asked after the step was counted, and at the end after the weights were written
         kwargs["callbacks"] = sorted(callbacks, key=lambda callback: isinstance(callback, TaskScores))
+        plugins = _listed(settings.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckpointWriter(read_checkpoints(self.job.config).background)]
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
@@ -161,7 +171,7 @@ class MMFrameCLI(LightningCLI):
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)
-                added.append(LastCheckpoint(self.job.run.last.parent, every))
+                added.append(KeepCheckpoints(self.job.run.last.parent, every, read_checkpoints(self.job.config)))
         if self.job.command == "predict":
             added.append(Predictions(self.job.run.path))
         shows = settings.get("enable_progress_bar") is not False
@@ -230,6 +240,12 @@ def run_job(job: Job) -> int:
             cli = MMFrameCLI(job, record)
     except MisconfigurationException as error:
         raise UserError(f"{job.label} {error} (--debug shows where)") from error
+    except (OSError, RuntimeError) as error:
+        if (why := disk_full(error)) is None:
+            raise
+        raise UserError(
+            f"{job.label} {why}: {error}; the last checkpoint is whole; make room, and the same command continues"
+        ) from error
     except SystemExit as stop:
         if record.ended == "SIGTERM":
             say(f"{job.label} stopped by SIGTERM; the same command continues it")

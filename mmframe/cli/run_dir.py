@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from mmframe.checkpoint_files import any_checkpoint, sync_folder
 from mmframe.cli.recipe import differing_keys, recipe_hash
 from mmframe.cli.yamlio import dump, load
 from mmframe.errors import UserError
@@ -26,7 +27,7 @@ class RunDir:
     """Files of one stage's run.
 
     recipe.yaml  what was asked for      config.yaml  the same with every default      meta.json  code, versions, seed
-    metrics.jsonl   checkpoints/last.ckpt (true resume)   weights.safetensors (hand-over)   done.json (written last)
+    metrics.jsonl   checkpoints/ (true resume)   weights.safetensors (hand-over)   done.json (written last)
 
     Args:
         path: The directory; made when something is written.
@@ -51,7 +52,7 @@ class RunDir:
         Raises:
             UserError: If the earlier run had another recipe or started from other weights.
         """
-        state: State = "done" if self.done.is_file() else "cut off" if self.last.exists() else "new"
+        state: State = "done" if self.done.is_file() else "cut off" if any_checkpoint(self.last.parent) else "new"
         if state == "new" or not self.recipe.is_file():
             return state
         ways = "use another --run-dir, or --force to start over"
@@ -142,6 +143,7 @@ def write_atomically(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
+    sync_folder(file.parent)
 
 
 def write_numbered(file: Path, text: str) -> Path:
