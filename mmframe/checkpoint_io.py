@@ -83,6 +83,12 @@ class CheckpointWriter(TorchCheckpointIO):
         return super().load_checkpoint(path, *args, **kwargs)
 
 
+def writer_of(trainer: Any) -> CheckpointWriter:
+    """What writes the files; a strategy, or a plugin of the user's, that brings its own has written when it returns."""
+    found = getattr(trainer.strategy, "checkpoint_io", None)
+    return found if isinstance(found, CheckpointWriter) else CheckpointWriter()
+
+
 def write(checkpoint: dict[str, Any], path: Path) -> None:
     """One file.
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmframe.checkpoint_files import numbered, publish, step_name, step_of, surplus
-from mmframe.checkpoint_io import CheckpointWriter
+from mmframe.checkpoint_io import writer_of
 from mmframe.cli.safety import Checkpoints
 from mmframe.errors import UserError, suggest
 
@@ -67,11 +67,11 @@ class KeepCheckpoints(Checkpoint):
         if isinstance(exception, SIGTERMException) and self._exact and self._saved != trainer.global_step:
             self._save(trainer)
         if not isinstance(exception, UserError):  # else that is what must be told
-            _writer(trainer).join()
+            writer_of(trainer).join()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes nothing: weights.safetensors and done.json are the end of a stage."""
-        _writer(trainer).join()
+        writer_of(trainer).join()
 
     def _save(self, trainer: pl.Trainer) -> None:
         path = self.folder / step_name(trainer.global_step)
@@ -84,7 +84,7 @@ class KeepCheckpoints(Checkpoint):
                 _remove(old)
 
         if trainer.is_global_zero:
-            _writer(trainer).then(finish)
+            writer_of(trainer).then(finish)
 
     def _keep_if_best(self, trainer: pl.Trainer, metric: str) -> None:
         found = trainer.callback_metrics.get(metric)
@@ -105,13 +105,7 @@ class KeepCheckpoints(Checkpoint):
                     _remove(old)
 
         if trainer.is_global_zero:
-            _writer(trainer).then(finish)
-
-
-def _writer(trainer: pl.Trainer) -> CheckpointWriter:
-    """What writes the files; a strategy, or a plugin of the user's, that brings its own has written when it returns."""
-    found = getattr(trainer.strategy, "checkpoint_io", None)
-    return found if isinstance(found, CheckpointWriter) else CheckpointWriter()
+            writer_of(trainer).then(finish)
 
 
 def _remove(path: Path) -> None:

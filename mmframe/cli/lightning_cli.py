@@ -24,6 +24,7 @@ from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.keep_checkpoints import KeepCheckpoints
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
+from mmframe.callbacks.step_guard import StepGuard
 from mmframe.callbacks.task_scores import TaskScores
 from mmframe.callbacks.throughput import Throughput
 from mmframe.checkpoint_io import CheckpointWriter, disk_full
@@ -31,7 +32,7 @@ from mmframe.cli.job import Job
 from mmframe.cli.malloc import keep_freed_memory
 from mmframe.cli.record import RunRecord
 from mmframe.cli.run_dir import is_rank_zero
-from mmframe.cli.safety import read_checkpoints
+from mmframe.cli.safety import read_checkpoints, read_faults
 from mmframe.contracts import check_fp16
 from mmframe.errors import UserError, nearest
 
@@ -168,6 +169,7 @@ class MMFrameCLI(LightningCLI):
             for counts in (Throughput, Flops):
                 if not any(isinstance(c, counts) for c in own):
                     added.append(counts())
+            added.append(StepGuard(read_faults(self.job.config), self.job.run.path))
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)
