@@ -7,11 +7,13 @@ import logging
 import re
 import sys
 import warnings
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
@@ -19,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from mmframe import registry
+from mmframe.callbacks.elastic import Elastic
 from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.keep_checkpoints import KeepCheckpoints
@@ -35,6 +38,7 @@ from mmframe.cli.run_dir import is_rank_zero
 from mmframe.cli.safety import read_checkpoints, read_faults
 from mmframe.contracts import check_fp16
 from mmframe.errors import UserError, nearest
+from mmframe.lost_rank import RankLost, lost_rank
 
 CHECKPOINT_EVERY = 200
 OURS = ("checkpoint_every", "checkpoints", "faults")
@@ -135,6 +139,8 @@ class MMFrameCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        if hasattr(self.datamodule, "timeout"):
+            self.datamodule.timeout = read_faults(self.job.config).data_timeout
         module: Any = self.model
         ids, rows = module.processor.tokenizer.vocab_size, module.net.backbone.vocab_size
         if ids > rows:  # else an index error in the embedding, some batches later
@@ -158,9 +164,12 @@ class MMFrameCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckpointWriter(read_checkpoints(self.job.config).background)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
             raise UserError(f"trainer: {error}") from error
+        if "rank_timeout" in (self.job.config.get("faults") or {}) and hasattr(trainer.strategy, "_timeout"):
+            trainer.strategy._timeout = timedelta(seconds=read_faults(self.job.config).rank_timeout)
+        return trainer
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         own = _listed(settings.get("callbacks"))
@@ -169,6 +178,7 @@ class MMFrameCLI(LightningCLI):
             for counts in (Throughput, Flops):
                 if not any(isinstance(c, counts) for c in own):
                     added.append(counts())
+            added.append(Elastic())
             added.append(StepGuard(read_faults(self.job.config), self.job.run.path))
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
@@ -243,6 +253,12 @@ def run_job(job: Job) -> int:
     except MisconfigurationException as error:
         raise UserError(f"{job.label} {error} (--debug shows where)") from error
     except (OSError, RuntimeError) as error:
+        if (said := lost_rank(error)) is not None:
+            where = f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}"
+            raise RankLost(
+                f"{job.label} {where}: another rank is gone or does not answer ({said}); the same command continues "
+                "from the last checkpoint"
+            ) from error
         if (why := disk_full(error)) is None:
             raise
         raise UserError(

@@ -73,7 +73,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["mmframe"] = {**self.origin(), "config": self.config_text}
+        checkpoint["mmframe"] = {**self.origin(), "config": self.config_text, "data": _fingerprint(trainer)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -92,7 +92,8 @@ class RunRecord(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self._start
         if trainer.is_global_zero and not _is_trial(trainer):
-            pl_module.save_weights(self.job.run.weights, {**self.origin(), "config": self.config_text})  # type: ignore
+            told = {**self.origin(), "config": self.config_text, "data": _fingerprint(trainer)}
+            pl_module.save_weights(self.job.run.weights, told)  # type: ignore[operator]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) or (isinstance(exception, SIGTERMException) and self.keyboard):
@@ -109,7 +110,6 @@ class RunRecord(Callback):
         if self.ended or _is_trial(trainer) or not trainer.is_global_zero or not self.job.run.weights.is_file():
             return
         metrics = {key: _number(value) for key, value in trainer.callback_metrics.items()}
-        data = getattr(trainer, "datamodule", None)
         done = {
             "finished": _now(),
             "steps": trainer.global_step,
@@ -119,7 +119,7 @@ class RunRecord(Callback):
             "weights_id": uuid.uuid4().hex[:12],
             "metrics": metrics,
             "totals": totals(trainer),
-            "data": data.fingerprint() if hasattr(data, "fingerprint") else {},  # type: ignore[union-attr]
+            "data": _fingerprint(trainer),
         }
         write_atomically(self.job.run.done, json.dumps(done, indent=2) + "\n")
 
@@ -131,6 +131,12 @@ def totals(trainer: pl.Trainer) -> dict[str, float]:
         if hasattr(callback, "totals"):
             found |= callback.totals(trainer)
     return found
+
+
+def _fingerprint(trainer: pl.Trainer) -> dict[str, str]:
+    """What the training data is made of, where it says so."""
+    data = getattr(trainer, "datamodule", None)
+    return data.fingerprint() if hasattr(data, "fingerprint") else {}  # type: ignore[union-attr]
 
 
 def _is_trial(trainer: pl.Trainer) -> bool:

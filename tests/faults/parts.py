@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,25 +67,25 @@ class KillAt(Callback):
 
 
 class StuckData(ToyData):
-    """One row never comes."""
+    """One row never comes, or ends the process that makes it."""
 
-    def __init__(self, row: int = 9, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.row = row
+    def __init__(self, row: int = 9, dies: bool = False, size: int = 64, num_workers: int = 1) -> None:
+        super().__init__(size=size, batch_size=4, val_size=0, num_workers=num_workers)
+        self.row, self.dies = row, dies
 
     def build(self, *args: Any) -> Any:
         train, val = super().build(*args)
-        return _Stuck(train, self.row), val
+        return _Stuck(train, self.row, self.dies), val
 
 
 class _Stuck:
-    def __init__(self, rows: Any, row: int) -> None:
-        self.rows, self.row = rows, row
+    def __init__(self, rows: Any, row: int, dies: bool) -> None:
+        self.rows, self.row, self.dies = rows, row, dies
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def sample(self, epoch: int, index: int) -> Any:
         if index == self.row:
-            time.sleep(3600)
+            os.kill(os.getpid(), signal.SIGKILL) if self.dies else time.sleep(3600)
         return self.rows.sample(epoch, index)
