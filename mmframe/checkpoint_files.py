@@ -16,6 +16,7 @@ import json
 import os
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 LAST = "last.ckpt"
@@ -107,7 +108,8 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     Returns:
         Its path (None: there is none), and a line for each damaged one.
     """
-    told = []
+    damaged: list[Path] = []
+    told: list[str] = []
     candidates = numbered(folder)[::-1]
     last = folder / LAST
     if last.exists() and not last.is_symlink():  # of an earlier version, or copied here: the newest there is
@@ -115,13 +117,13 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     for path in candidates:
         wrong = damage(path)
         if not wrong:
+            for other in damaged:
+                with suppress(OSError):  # another rank was first, or the folder cannot be written to
+                    other.rename(other.with_name(f"{other.name}.damaged"))
             return path, told
+        damaged.append(path)
         told.append(f"{path} is damaged: {wrong}")
-        try:
-            path.rename(path.with_name(f"{path.name}.damaged"))
-        except OSError:  # another rank was first, or the folder cannot be written to
-            pass
-    return None, told
+    return None, told  # all keep their names: the next try must not take this for a run that never began
 
 
 def publish(path: Path) -> None:

@@ -37,6 +37,7 @@ from mmframe.cli.record import RunRecord
 from mmframe.cli.run_dir import is_rank_zero
 from mmframe.cli.safety import read_checkpoints, read_faults
 from mmframe.contracts import check_fp16
+from mmframe.data.loader_watch import Watched
 from mmframe.errors import UserError, nearest
 from mmframe.lost_rank import RankLost, lost_rank
 
@@ -253,6 +254,8 @@ def run_job(job: Job) -> int:
     except MisconfigurationException as error:
         raise UserError(f"{job.label} {error} (--debug shows where)") from error
     except (OSError, RuntimeError) as error:
+        if (line := Watched.death(error)) is not None:
+            raise UserError(line) from error
         if (said := lost_rank(error)) is not None:
             where = f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}"
             raise RankLost(

@@ -53,25 +53,35 @@ class Watched(Iterator):
         timeout: Seconds after which the loader gives up.
     """
 
+    newest: Watched | None = None
+    """The one that was made last: torch tells of a process that died wherever the program is at that moment."""
+
     def __init__(self, iterator: Iterator[Any], desk: Desk, rows: Any, timeout: float) -> None:
         self._iterator, self._desk, self._rows, self._timeout = iterator, desk, rows, timeout
+        Watched.newest = self
 
     def __next__(self) -> Any:
         try:
             return next(self._iterator)
         except RuntimeError as error:
-            text = str(error)
-            if "timed out after" in text:
+            if "DataLoader timed out after" in str(error):
                 raise UserError(
                     f"data: no batch came within {self._timeout:g} s (faults.data_timeout); a loader process is at "
                     f"{self._where()}; look at it and at its disk, or allow more time; the same command then continues"
                 ) from error
-            if "DataLoader worker" in text and ("killed" in text or "exited" in text):
-                raise UserError(
-                    f"data: a loader process was ended from outside while at {self._where()} (out of memory? fewer "
-                    "data.num_workers take less); the same command continues"
-                ) from error
             raise
+
+    @classmethod
+    def death(cls, error: BaseException) -> str | None:
+        """A line, if an error is torch's word for a loader process that was ended from outside."""
+        text = str(error)
+        if not ("DataLoader worker" in text and ("killed" in text or "exited" in text)):
+            return None
+        where = cls.newest._where() if cls.newest is not None else "no row"
+        return (
+            f"data: a loader process was ended from outside while at {where} (out of memory? fewer data.num_workers "
+            "take less); the same command continues"
+        )
 
     def _where(self) -> str:
         found = self._desk.longest()

@@ -45,7 +45,7 @@ def soak(kills: int, seed: int, run: Path, words: list[str]) -> int:
     while True:
         pid, begun, seen = attempt(words), time.monotonic(), lines(run / "metrics.jsonl")
         more = draws.randrange(0, 4)  # 0: while it starts
-        wait = draws.uniform(0, 0.1)
+        wait = draws.uniform(0, 0.03)
         while killed < kills and lines(run / "metrics.jsonl") < seen + more:
             if os.waitpid(pid, os.WNOHANG)[0] or time.monotonic() - begun > DEADLINE:
                 return 98  # it ended by itself, or hangs

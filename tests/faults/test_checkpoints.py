@@ -118,9 +118,10 @@ def test_when_none_is_whole_nothing_is_lost_and_it_is_said(cli, elsewhere, fails
     assert cli(*words)[0] == 143
     for path in (elsewhere / "r/checkpoints").glob("step-*"):
         path.write_bytes(path.read_bytes()[:-1000])
-    line = fails(*words)
-    assert line.count("is damaged") == 2 and "none is whole" in line and "--force" in line
-    assert len(list((elsewhere / "r/checkpoints").glob("*.damaged"))) == 2
+    for _ in range(2):  # it is not taken for a run that never began
+        line = fails(*words)
+        assert line.count("is damaged") == 2 and "none is whole" in line and "--force" in line
+    assert len(list((elsewhere / "r/checkpoints").glob("step-*.ckpt"))) == 2
     other = elsewhere / "x.ckpt"
     other.write_bytes(b"PK no checkpoint")
     code, _, err = cli(*WORDS[:-1], "--run-dir=s", f"--ckpt_path={other}")

@@ -18,7 +18,7 @@ from .support import DENSE, HERE, assert_same_weights, callback
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("kills, steps", [(3, 12), pytest.param(50, 130, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills, steps", [(3, 20), pytest.param(50, 320, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_ends_bit_for_bit_as_the_undisturbed_one(cli, elsewhere, kills, steps):
     words = [*DENSE, f"--trainer.max_steps={steps}", "--checkpoint_every=1", "--in-process"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
