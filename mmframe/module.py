@@ -46,6 +46,14 @@ NEW_PARTS = {"backbone.pre_layers.": "the layers in front", "_hw": "the heads fo
 """Parts of a name -> what an option of the backbone adds to a pretrained one."""
 
 
+def seed_micro_batch(seed: int, step: int, micro_batch: int, rank: int) -> None:
+    """Seeds all generators for one micro-batch: what it draws depends on nothing else."""
+    drawn = hash64(1, seed, step, micro_batch, rank, 20)[0]
+    torch.manual_seed(int(drawn) >> 1)
+    random.seed(int(drawn))
+    np.random.seed(int(drawn) % 2**32)
+
+
 class MultimodalModule(pl.LightningModule):
     """Trains a MultimodalLM.
 
@@ -301,11 +309,3 @@ class MultimodalModule(pl.LightningModule):
         if self.source is not None:
             metadata["source"] = self.source
         save_weights(net, path, metadata=metadata)
-
-
-def seed_micro_batch(seed: int, step: int, micro_batch: int, rank: int) -> None:
-    """Seeds all generators for one micro-batch: what it draws depends on nothing else."""
-    drawn = hash64(1, seed, step, micro_batch, rank, 20)[0]
-    torch.manual_seed(int(drawn) >> 1)
-    random.seed(int(drawn))
-    np.random.seed(int(drawn) % 2**32)

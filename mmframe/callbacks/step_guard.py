@@ -67,9 +67,10 @@ class StepGuard(Callback):
         """Whether loss and gradients of all ranks are finite, and the loss of the whole global batch."""
         loss = torch.stack(self._losses).sum()
         finite = torch.isfinite(loss)
-        if (
-            getattr(trainer.precision_plugin, "scaler", None) is None
-        ):  # a scaler looks at the gradients, and lowers itself
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # it looks at the gradients itself, and lowers the scale, in which the loss came
+            loss = loss / scaler.get_scale()
+        else:
             grads = [_local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if grads:
                 finite &= torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(grads)]).sum())
