@@ -14,13 +14,13 @@ DENSE = [
 ]
 
 
-def callback(name: str, **arguments: object) -> str:
+def callback(name: str, /, **arguments: object) -> str:
     """The flag that adds a callback of tests.faults.parts."""
     told = ", ".join(f"{key}: {value}" for key, value in arguments.items())
     return f"--trainer.callbacks+={{class_path: {HERE}.{name}, init_args: {{{told}}}}}"
 
 
-def objective(name: str, **arguments: object) -> str:
+def objective(name: str, /, **arguments: object) -> str:
     told = ", ".join(f"{key}: {value}" for key, value in arguments.items())
     return f"--model.objective={{class_path: {HERE}.{name}, init_args: {{{told}}}}}"
 
