@@ -73,7 +73,7 @@ class StepGuard(Callback):
         else:
             grads = [_local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if grads:
-                finite &= torch.isfinite(torch.stack([n.float() for n in torch._foreach_norm(grads)]).sum())
+                finite &= torch.isfinite(torch.nn.utils.get_total_norm(grads))
         weight = getattr(module, "_weight_seen", None)  # None: the loss is a mean already
         figures = torch.stack([(~finite).float(), loss, loss.new_zeros(()) if weight is None else weight.float()])
         if trainer.world_size > 1:

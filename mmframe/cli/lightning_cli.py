@@ -169,7 +169,8 @@ class MMFrameCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
             raise UserError(f"trainer: {error}") from error
         if "rank_timeout" in (self.job.config.get("faults") or {}) and hasattr(trainer.strategy, "_timeout"):
-            trainer.strategy._timeout = timedelta(seconds=read_faults(self.job.config).rank_timeout)
+            strategy: Any = trainer.strategy
+            strategy._timeout = timedelta(seconds=read_faults(self.job.config).rank_timeout)
         return trainer
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
