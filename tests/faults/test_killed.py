@@ -57,8 +57,28 @@ def test_a_lost_rank_ends_the_others_and_one_rank_goes_on_with_the_same_batches(
 
 def test_a_loader_process_that_hangs_or_dies_is_told_with_its_row(cli):
     words = [word for word in DENSE if not word.startswith("--data")]
-    for dies, told in (("false", "no batch came within 2 s (faults.data_timeout)"), ("true", "was ended from outside")):
+    for dies, told in (("false", "no batch came within 1 s (faults.data_timeout)"), ("true", "was ended from outside")):
         data = f"--data={{class_path: {HERE}.StuckData, init_args: {{row: 9, dies: {dies}}}}}"
-        code, _, err = cli(*words, data, "--faults.data_timeout=2", f"--run-dir=r-{dies}", "--trainer.max_steps=8")
+        code, _, err = cli(*words, data, "--faults.data_timeout=1", f"--run-dir=r-{dies}", "--trainer.max_steps=8")
         line = err.strip().splitlines()[-1]
         assert code == 2 and "Traceback" not in err and told in line and "row 9 of epoch 0 for" in line, err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_preemption_of_two_ranks_leaves_a_checkpoint_and_the_run_ends_to_the_bit(elsewhere):
+    """SIGTERM comes to the first rank, as from a scheduler that signals the batch script, or to the process group."""
+    both = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    words = [*DENSE, "--trainer.max_steps=6", "--checkpoint_every=0", *both]
+
+    def run(name: str, code: int) -> str:
+        process = start(*words, callback("KillAt", step=3, name="SIGTERM", once="told"), "--run-dir", name,
+                        cwd=elsewhere, PYTHONPATH=f"{ROOT}")  # fmt: skip
+        out = process.communicate(timeout=600)[0]
+        assert process.returncode == code and "Traceback" not in out, out
+        return out
+
+    assert "stopped by SIGTERM; the same command continues it" in run("r", 143)
+    assert "continues from r/checkpoints/step-00000003.ckpt" in run("r", 0)
+    run("whole", 0)
+    assert_same_weights(elsewhere / "r", elsewhere / "whole")
