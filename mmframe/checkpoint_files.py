@@ -79,8 +79,8 @@ def _folder_damage(path: Path) -> str:
 
 def seal(folder: Path) -> None:
     """Writes the sums of a folder of shards; to be called when all files are there, before it takes its name."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name != SUMS]
-    sums = {file.name: [file.stat().st_size, _crc(file)] for file in files}
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != SUMS]
+    sums = {file.relative_to(folder).as_posix(): [file.stat().st_size, _crc(file)] for file in files}
     with open(folder / SUMS, "w", encoding="utf-8") as stream:
         json.dump(sums, stream)
         stream.flush()
@@ -130,6 +130,8 @@ def publish(path: Path) -> None:
     """Makes last.ckpt a link to a checkpoint; there is no moment without one."""
     last, made = path.with_name(LAST), path.with_name(f".{LAST}.{os.getpid()}")
     made.unlink(missing_ok=True)
+    if last.is_dir() and not last.is_symlink():  # shards of a run before there were numbers
+        last.rename(last.with_name("earlier.ckpt"))
     try:
         made.symlink_to(path.name)
     except OSError:  # a file system without links: the numbered files are enough

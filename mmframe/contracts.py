@@ -190,6 +190,10 @@ class Backbone(Component, nn.Module, ABC):
     def sites(self) -> "Iterator[tuple[int, str, Experts]]":
         """Every place that can have experts: (layer index, site name, its experts)."""
 
+    def stack(self) -> list[nn.Module]:
+        """All layers in the order in which they run: what is computed again, and sharded, one by one."""
+        return [*getattr(self, "pre_layers", ()), *getattr(self, "layers", ())]
+
     @abstractmethod
     def new_cache(self, rows: int, capacity: int) -> "KVCache":
         """An empty cache for `rows` sequences of at most `capacity` tokens."""
@@ -260,6 +264,10 @@ class Adapter(Component, ABC):
 
 class Objective(Component, ABC):
     """What a stage minimises. Has no parameters of its own."""
+
+    whole_model: ClassVar[bool] = True
+    """It calls the model as a whole. One that calls parts of it cannot be trained with a sharded model, whose weights
+    are there only inside of such a call."""
 
     @abstractmethod
     def __call__(self, net: nn.Module, batch: "Batch") -> tuple[Tensor, Tensor]:

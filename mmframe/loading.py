@@ -18,6 +18,7 @@ from mmframe.errors import UserError
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
 from mmframe.safetensors_file import Entry
+from mmframe.trainer_checkpoints import is_trainer_checkpoint
 from mmframe.weights import check_fit, open_weights, read_weights
 
 
@@ -134,9 +135,9 @@ def resolve_paths(spec: Any, folder: Path) -> Any:
 
 
 def weights_file(path: str | Path) -> Path:
-    """weights.safetensors of a run directory or an import, or the file itself."""
+    """weights.safetensors of a run directory or an import; or the file, or the Trainer's checkpoint, itself."""
     path = Path(path).expanduser()
-    return path / "weights.safetensors" if path.is_dir() else path
+    return path / "weights.safetensors" if path.is_dir() and not is_trainer_checkpoint(path) else path
 
 
 def open_model(path: str | Path) -> StoredModel:
@@ -158,7 +159,7 @@ def load(
     dtype: torch.dtype | None = None,
     expert_backend: str = "auto",
 ) -> LoadedModel:
-    """Loads the weights.safetensors of a stage or an import, or the folder of either.
+    """Loads the weights.safetensors of a stage or an import, or the folder of either, or a Trainer's checkpoint.
 
     Args:
         path: File, run directory of a stage, or folder of an import.
@@ -184,8 +185,8 @@ def from_pretrained(
     """Loads a model from wherever it is; the host holds it once.
 
     Args:
-        source: Run directory, weights file, folder of an import; official folder (config.json and safetensors), .gguf
-            file of a Llama, or hub id ORG/NAME[@REVISION].
+        source: Run directory, weights file, folder of an import, a Trainer's checkpoint; official folder (config.json
+            and safetensors), .gguf file of a Llama, or hub id ORG/NAME[@REVISION].
         device: Where to.
         dtype: Of the parameters; None keeps the stored one.
         expert_backend: ``torch``, ``cupy``, or ``auto``: cupy where it was measured to be faster.
@@ -194,7 +195,7 @@ def from_pretrained(
         UserError: nothing of these, or a checkpoint that is damaged or cannot be honoured.
     """
     path = Path(source).expanduser()
-    if weights_file(path).is_file() and path.suffix != ".gguf":
+    if path.suffix != ".gguf" and (is_trainer_checkpoint(path) or weights_file(path).is_file()):
         return load(path, device, dtype, expert_backend)
     from mmframe.convert import Import  # here: convert imports this module
     from mmframe.official import open_official

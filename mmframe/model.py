@@ -12,23 +12,27 @@ from torch import Tensor, nn
 
 from mmframe.batch import Batch
 from mmframe.cache import KVCache
+from mmframe.chunked_loss import chunked_cross_entropy
 from mmframe.contracts import Backbone, ExpertRouter, PatchEmbedder
 from mmframe.errors import UserError
-from mmframe.expert_backends import use_backend
+from mmframe.expert_backends import ExpertBackend, use_backend
 from mmframe.experts import Experts
 from mmframe.layout import Layout
+from mmframe.objectives import cross_entropy
 
 
 @dataclass(frozen=True)
 class Output:
     """What a forward gives.
 
-    logits  [S, V] at the positions asked for, in sequence order
+    logits  [S, V] at the positions asked for, in sequence order; none where the loss was asked for
     hidden  [T, D] of the last layer, before the final norm, in sequence order; only if asked for
+    cross_entropy  fp32 [S] of the labels at the supervised positions; only if asked for
     """
 
     logits: Tensor
     hidden: Tensor | None = None
+    cross_entropy: Tensor | None = None
 
 
 class MultimodalLM(nn.Module):
@@ -58,10 +62,14 @@ class MultimodalLM(nn.Module):
         self.patch_embedder = patch_embedder
         self.router = router
         router.install(backbone)
-        self.expert_backend = use_backend(expert_backend)
-        for module in backbone.modules():
+        self.use_expert_backend(use_backend(expert_backend))
+
+    def use_expert_backend(self, backend: ExpertBackend) -> None:
+        """Makes all sites run by this backend."""
+        self.expert_backend = backend
+        for module in self.backbone.modules():
             if isinstance(module, Experts):
-                module.backend = self.expert_backend
+                module.backend = backend
 
     def embed(self, batch: Batch, skip_idle: bool = False) -> Tensor:
         """Token embeddings with visual tokens at the image slots: [T, D], in sequence order.
@@ -110,6 +118,7 @@ class MultimodalLM(nn.Module):
         cache: KVCache | None = None,
         want_hidden: bool = False,
         embedded_TD: Tensor | None = None,
+        chunk: int | None = None,
     ) -> Output:
         """One pass.
 
@@ -120,6 +129,8 @@ class MultimodalLM(nn.Module):
             want_hidden: Also return the last hidden states.
             embedded_TD: What `embed` made of these tokens before, e.g. of a prompt that comes in pieces; the
                 batch's tiles are then not looked at.
+            chunk: Give the cross entropy of the batch's labels in place of logits, which then exist for so many
+                positions at a time. It is computed in here because a sharded model has its weights only in here.
         """
         generating = cache is not None
         if cache is not None:
@@ -131,6 +142,11 @@ class MultimodalLM(nn.Module):
         h_TD = self.backbone(plan.sort(x_TD), plan, layout, cache)
         if cache is not None:
             cache.advance(batch)
+        if chunk is not None:
+            h_SD = h_TD.index_select(0, plan.place(batch.supervised))
+            labels_S = batch.labels[batch.supervised]
+            ce_S = chunked_cross_entropy(self.backbone.head, h_SD, labels_S, chunk, cross_entropy)
+            return Output(h_SD.new_empty(0, self.backbone.vocab_size), cross_entropy=ce_S)
         at = batch.supervised if logits_at is None else logits_at
         logits = self.backbone.head(h_TD.index_select(0, plan.place(at)))
         return Output(logits, plan.unsort(h_TD) if want_hidden else None)

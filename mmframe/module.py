@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,11 +35,15 @@ from mmframe.data.loaders import refuse_inexact
 from mmframe.data.order import hash64
 from mmframe.data.prompts import Prompt
 from mmframe.errors import UserError
+from mmframe.expert_backends import TORCH, say_once
 from mmframe.freezing import freeze
 from mmframe.model import MultimodalLM
 from mmframe.objectives import NextToken
 from mmframe.optim import AdamWSchedule
 from mmframe.processing import ChatProcessor
+from mmframe.recompute import recompute_layers
+from mmframe.sharding import is_sharded, local, shard, whole
+from mmframe.strategies import FullySharded, is_deepspeed, spreads_optimizer
 from mmframe.weights import load_weights, read_weights, save_weights
 
 NEW_PARTS = {"backbone.pre_layers.": "the layers in front", "_hw": "the heads for rows and columns"}
@@ -71,6 +75,9 @@ class MultimodalModule(pl.LightningModule):
         adapter: Trainable additions beside the loaded weights (LoRA); merged into the weights that are handed on.
         auxiliary: Further losses by name, beside the objective; their own parameters train and are not handed on.
         expert_backend: ``torch``, ``cupy`` (fused kernels, CUDA), or ``auto``: cupy where it was measured to be faster.
+        recompute: Activation checkpointing: every layer of the backbone is computed again in the backward, so that its
+            activations need not be kept. The numbers are the same to the last bit; true reduces memory and takes up to
+            a third longer.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class MultimodalModule(pl.LightningModule):
         adapter: Optional[Adapter] = None,
         auxiliary: Optional[dict[str, AuxiliaryLoss]] = None,
         expert_backend: Literal["auto", "torch", "cupy"] = "auto",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         parts = dict(
@@ -101,6 +109,7 @@ class MultimodalModule(pl.LightningModule):
                 for name, tensor in text.items():
                     if name in own and own[name].shape == tensor.shape:
                         own[name].copy_(tensor)
+        self._asked_backend = expert_backend
         self.net = MultimodalLM(backbone, patch_embedder, router, expert_backend)
         self.source: Any = None  # of an import: its official config, which goes on with the weights
         self.metadata: Mapping[str, Any] = {}  # of the weights that it started from
@@ -124,6 +133,7 @@ class MultimodalModule(pl.LightningModule):
         self.auxiliary: Any = nn.ModuleDict(auxiliary)
         for loss in self.auxiliary.values():
             loss.install(self.net, processor)
+        self.recompute, self._configured = recompute, False
         self.val_loss = MeanMetric()
         self.step_stats: dict[str, int] = {}
         self._weight_seen: Tensor | None = None
@@ -171,6 +181,40 @@ class MultimodalModule(pl.LightningModule):
                 rate = f", lr {loss.lr:.1e}" if own else ""
                 self.print_once(f"auxiliary {name}: weight {loss.weight}, {own:,} parameters of its own{rate}")
 
+    def configure_model(self) -> None:
+        """Recomputation and sharding, once: after the weights are there, before the optimiser is made."""
+        if self._configured:
+            return
+        self._configured = True
+        if not isinstance(self.trainer.strategy, FullySharded):
+            if self.recompute:
+                recompute_layers(self.net.backbone.stack())
+            return
+        if not self.objective.whole_model:
+            raise UserError(
+                f"trainer.strategy: {type(self.objective).__name__} calls parts of the model, and a sharded model can "
+                "only be called as a whole; train this stage with --trainer.strategy=ddp"
+            )
+        from torch.distributed.fsdp import fully_shard  # takes long, and few need it
+
+        if self.net.expert_backend is not TORCH:
+            self._run_experts_in_torch()
+        self.trainer.precision_plugin.convert_module(self)
+        shard(self.net, self.device_mesh["data_parallel"], self.recompute)  # type: ignore[index]
+        for loss in self.auxiliary.values():
+            if any(True for _ in loss.parameters()):
+                fully_shard(loss, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def _run_experts_in_torch(self) -> None:
+        """The fused kernels read weights past the modules at whose calls they are gathered."""
+        if self._asked_backend == "cupy":
+            raise UserError(
+                "model: expert_backend=cupy reads weights past their modules, and fsdp2 gathers them when a module is "
+                "called; use torch, or another strategy"
+            )
+        say_once("expert backend: torch (fsdp2 gathers weights when a module is called; cupy reads past it)")
+        self.net.use_expert_backend(TORCH)
+
     def on_train_start(self) -> None:
         refuse_inexact(self.trainer.fit_loop._combined_loader.flattened)  # type: ignore[union-attr]
 
@@ -197,8 +241,23 @@ class MultimodalModule(pl.LightningModule):
         if self._whole_batch():
             return mean
         self._weight_seen = weight.detach() if self._weight_seen is None else self._weight_seen + weight.detach()
+        if is_deepspeed(self.trainer.strategy):
+            return total * self.trainer.world_size / self._weight_of_all_ranks().clamp(min=1e-8)
         # Lightning divides by the micro-batches, DDP averages over ranks: undo both, divide in on_before_optimizer_step
         return total * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _weight_of_all_ranks(self) -> Tensor:
+        """The divisor of the step; DeepSpeed owns the gradients, so it must be known before the backward."""
+        if self.trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                "trainer: deepspeed divides gradients before a step's last micro-batch is known, so the loss would "
+                "depend on the split; use accumulate_grad_batches=1, or strategy zero1 or fsdp2"
+            )
+        assert self._weight_seen is not None
+        weight, self._weight_seen = self._weight_seen, None
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(weight)
+        return weight
 
     def _seed_step(self) -> None:
         """What a step draws (dropout) follows from the run's seed, the step, the micro-batch and the rank, so that a
@@ -220,7 +279,7 @@ class MultimodalModule(pl.LightningModule):
             torch.distributed.all_reduce(weight)
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for grad in grads:
-            grad.div_(weight.clamp(min=1e-8))
+            local(grad).div_(weight.clamp(min=1e-8))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         total, weight = self.objective(self.net, batch)
@@ -262,7 +321,8 @@ class MultimodalModule(pl.LightningModule):
             for name, parameter in loss.named_parameters(f"auxiliary.{key}"):
                 named[name], group_of[name] = parameter, f"auxiliary/{key}"
                 groups[f"auxiliary/{key}"] = TrainableGroup([], loss.lr)
-        return self.optim.configure(named, group_of, groups, self._max_steps())
+        spread = spreads_optimizer(self.trainer.strategy)
+        return self.optim.configure(named, group_of, groups, self._max_steps(), spread)
 
     def _max_steps(self) -> int:
         """Optimiser steps of the run: trainer.max_steps, or max_epochs over the rows of our data; -1: not known.
@@ -280,6 +340,7 @@ class MultimodalModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["source"] = self.source
+        checkpoint["adapter"] = None if self.adapter is None else self.adapter.spec
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.source = checkpoint.get("source")
@@ -287,8 +348,12 @@ class MultimodalModule(pl.LightningModule):
     def save_weights(self, path: str | Path, run: Optional[dict[str, Any]] = None) -> None:
         """Writes the hand-over of the stage: the model's weights, what it is made of, and of which run it comes.
 
-        A tokenizer that was read from files is written beside it, so that the folder can be moved.
+        A tokenizer that was read from files is written beside it, so that the folder can be moved. Of a sharded model
+        every rank must call this: the tensors are put together one by one, and the first rank writes them.
         """
+        if is_sharded(self.net) and not self.trainer.is_global_zero:
+            deque(whole(self.net.state_dict().items()), maxlen=0)
+            return
         trained = [asdict(row) for row in self.freezing_report.rows]
         model = copy.deepcopy(dict(self.hparams))
         tokenizer = model["processor"]["init_args"]["tokenizer"]["init_args"]
@@ -299,9 +364,7 @@ class MultimodalModule(pl.LightningModule):
         metadata = {"model": model, "freezing": trained, "run": run or {}}
         net = self.net
         if self.adapter is not None:
-            # a copy of the modules alone: it shares every tensor that merging does not replace, and training may go on
-            tensors = [*net.parameters(), *net.buffers()]
-            net = copy.deepcopy(net, {id(tensor): tensor for tensor in tensors})
+            net = self._copy()
             self.adapter.merge(net)
             metadata["adapter"] = self.adapter.spec
         if self.auxiliary:
@@ -309,3 +372,19 @@ class MultimodalModule(pl.LightningModule):
         if self.source is not None:
             metadata["source"] = self.source
         save_weights(net, path, metadata=metadata)
+
+    def _copy(self) -> MultimodalLM:
+        """The net with its adapter, to be merged while training goes on: whole, where ours is sharded."""
+        assert self.adapter is not None
+        if not is_sharded(self.net):
+            # a copy of the modules alone: it shares every tensor that merging does not replace
+            tensors = [*self.net.parameters(), *self.net.buffers()]
+            return copy.deepcopy(self.net, {id(tensor): tensor for tensor in tensors})
+        from mmframe.loading import empty_model  # here: it imports much that training does not need
+
+        net = empty_model(dict(self.hparams))
+        with torch.device("meta"):
+            self.adapter.install(net)
+        state = {name: tensor.cpu() for name, tensor in whole(self.net.state_dict().items())}
+        net.load_state_dict(state, assign=True)
+        return net

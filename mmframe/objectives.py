@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmframe.batch import Batch
 from mmframe.contracts import Objective
 from mmframe.errors import UserError, nearest
+from mmframe.planned_device import device_type
 from mmframe.registry import register
 
 CHUNK = {"cpu": 2**20, "cuda": 2**26}
@@ -47,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _chunks(logits_SV: Tensor) -> tuple[Tensor, ...]:
-    return logits_SV.split(max(1, CHUNK.get(logits_SV.device.type, 2**26) // logits_SV.shape[1]))
+    return logits_SV.split(max(1, CHUNK.get(device_type(logits_SV), 2**26) // logits_SV.shape[1]))
 
 
 def cross_entropy(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
@@ -66,21 +67,27 @@ class NextToken(Objective):
         weighting: w of a token in a sample with x supervised tokens: ``token`` 1; ``sample`` 1 / x, so that a long
             answer counts no more than a short one; ``sqrt`` 1 / sqrt(x). Questions that share an image are samples of
             their own.
+        chunk: Positions whose logits exist at a time (mmframe.chunked_loss): memory of logits and of their gradients
+            is then bounded, for one more run of the head; null: all at once.
     """
 
-    def __init__(self, weighting: Weighting = "token") -> None:
+    def __init__(self, weighting: Weighting = "token", chunk: int | None = None) -> None:
         super().__init__()
+        if chunk is not None and chunk < 1:
+            raise UserError(f"objective: chunk={chunk} must be at least 1 position; null computes all logits at once")
         if weighting not in EXPONENTS:
             hint = nearest(weighting, EXPONENTS)
             raise UserError(
                 f"objective: weighting={weighting!r} is not known; {hint} use one of {', '.join(EXPONENTS)}"
             )
-        self.weighting = weighting
+        self.weighting, self.chunk = weighting, chunk
 
     def __call__(self, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits_SV = net(batch).logits
         weights_S = self.weights(batch)
-        ce_S = cross_entropy(logits_SV, batch.labels[batch.supervised])
+        if self.chunk is None:
+            ce_S = cross_entropy(net(batch).logits, batch.labels[batch.supervised])
+        else:
+            ce_S = net(batch, chunk=self.chunk).cross_entropy
         return (weights_S * ce_S).sum(), weights_S.sum()
 
     def weights(self, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Optimisation as one component: AdamW over the policy's groups, warm-up, schedule by step."""
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -32,31 +33,33 @@ class MasterAdamW(AdamW):
             for p in parameters:
                 if not self.state[p]:
                     self._start(p)
-            if not parameters:
-                continue
-            states = [self.state[p] for p in parameters]
-            masters = [s.get("master", p) for p, s in zip(parameters, states, strict=True)]
-            grads: list[Tensor] = [p.grad.to(m.dtype) for p, m in zip(parameters, masters, strict=True)]  # type: ignore[union-attr]
-            adamw(
-                masters,
-                grads,
-                [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states],
-                [],
-                [s["step"] for s in states],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            for p, m in zip(parameters, masters, strict=True):
-                if m is not p:
-                    p.copy_(m)
+            for part in _parts(parameters):
+                self._update(part, group)
         return loss
+
+    def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        states = [self.state[p] for p in parameters]
+        masters = [s.get("master", p) for p, s in zip(parameters, states, strict=True)]
+        grads: list[Tensor] = [p.grad.to(m.dtype) for p, m in zip(parameters, masters, strict=True)]  # type: ignore[union-attr]
+        adamw(
+            masters,
+            grads,
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for p, m in zip(parameters, masters, strict=True):
+            if m is not p:
+                p.copy_(m)
 
     def _start(self, p: nn.Parameter) -> None:
         state = self.state[p]
@@ -70,13 +73,26 @@ class MasterAdamW(AdamW):
         """torch casts state to the parameter's dtype, which would round the masters: put the fp32 values back."""
         super().load_state_dict(state_dict)
         saved = state_dict["state"]
-        index = 0
-        for group in self.param_groups:
-            for p in group["params"]:
-                for key, value in saved.get(index, {}).items():
-                    if isinstance(value, Tensor):
-                        self.state[p][key] = value.to(device=p.device, dtype=torch.float32, copy=True)
-                index += 1
+        # numbers, or names where the state was put together from shards
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for p, of in zip(parameters, keys, strict=True):
+            for key, value in saved.get(of, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.to(device=p.device, dtype=torch.float32, copy=True)
+
+
+def _parts(parameters: list[nn.Parameter], limit: int = 2**25) -> Iterator[list[nn.Parameter]]:
+    """Parameters in order, as many at a time as have `limit` numbers (or one): their gradients are widened to fp32
+    together, and those of a whole model would take twice its memory once more."""
+    part: list[nn.Parameter] = []
+    for p in parameters:
+        if part and sum(q.numel() for q in part) + p.numel() > limit:
+            yield part
+            part = []
+        part.append(p)
+    if part:
+        yield part
 
 
 @register("optim")
@@ -129,6 +145,7 @@ class AdamWSchedule(Component):
         group_of: dict[str, str],
         groups: dict[str, TrainableGroup],
         max_steps: int,
+        spread: bool = False,
     ) -> dict[str, Any]:
         """Optimiser and scheduler in Lightning's form.
 
@@ -138,6 +155,7 @@ class AdamWSchedule(Component):
             groups: The policy's groups.
             max_steps: Optimiser steps of the stage. (Not trainer.estimated_stepping_batches: it makes the
                 dataloaders early and so drops their saved state on resume.)
+            spread: Each rank holds the state of a share of the parameters (ZeRO-1).
 
         Raises:
             UserError: cosine or a warm-up ratio without a known number of steps.
@@ -156,6 +174,11 @@ class AdamWSchedule(Component):
             key = f"{group_of[name]}/no_decay" if is_vector else group_of[name]
             entry = {"params": [], "lr": spec.lr, "weight_decay": 0.0 if is_vector else decay, "name": key}
             param_groups.setdefault(key, entry)["params"].append(parameter)
-        optimizer = MasterAdamW(list(param_groups.values()), betas=self.betas, eps=self.eps)
+        settings: dict[str, Any] = dict(betas=self.betas, eps=self.eps)
+        made = list(param_groups.values())
+        optimizer: Any = MasterAdamW
+        if spread:
+            from mmframe.spread_optim import SpreadAdamW as optimizer
+        optimizer = optimizer(made, **settings)
         scheduler = LambdaLR(optimizer, lambda step: self.scale(step, max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

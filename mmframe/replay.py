@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmframe import auxiliary as aux
 from mmframe.checkpoint_files import damage
 from mmframe.cli.job import Job
@@ -16,6 +14,7 @@ from mmframe.errors import UserError
 from mmframe.faulty_step import FaultySteps, load_faulty_step
 from mmframe.first_nonfinite import Seen, bad_values, watching
 from mmframe.module import seed_micro_batch
+from mmframe.trainer_checkpoints import trained_tensors
 
 
 class _Built(MMFrameCLI):
@@ -37,8 +36,8 @@ def replay(job: Job, folder: Path) -> int:
     cli = _Built(job, RunRecord(job))
     trainer, module = cli.trainer, cli.model
     trainer.precision_plugin.convert_module(module)
-    state = torch.load(kept.weights, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
+    state = trained_tensors(kept.weights)
+    module.load_state_dict(state, strict=kept.weights.is_file())
     module.to(trainer.strategy.root_device).train()
     print(f"{folder}: step {kept.step}, {len(kept.batches)} micro-batch(es); recorded: {kept.wrong}")
     bad = [name for name, tensor in state.items() if tensor.is_floating_point() and bad_values(tensor)]

@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from mmframe.errors import UserError, nearest
 from mmframe.freezing import component_of
 from mmframe.safetensors_file import SafetensorsFile, write_safetensors
+from mmframe.sharding import whole
+from mmframe.trainer_checkpoints import is_trainer_checkpoint, read_trainer_checkpoint
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes all parameters to `path`: to a temporary name first, synced, then renamed."""
+    """Writes all parameters to `path`: to a temporary name first, synced, then renamed. Sharded ones are put together
+    one by one, for which the other ranks must walk through the same state (mmframe.sharding.whole)."""
     state = model.state_dict()
     entries = {name: (tensor.dtype, tensor.shape) for name, tensor in state.items()}
     info = {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    write_safetensors(path, entries, state.items(), info)
+    write_safetensors(path, entries, whole(state.items()), info)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -63,7 +66,7 @@ def open_weights(path: str | Path, what: str = "model") -> tuple[SafetensorsFile
 def read_weights(
     path: str | Path, dtype: torch.dtype | None = None, what: str = "init_from"
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file written by save_weights.
+    """Tensors and metadata of a file written by save_weights, or of a Trainer's checkpoint (a file or a folder).
 
     Args:
         path: The file.
@@ -73,6 +76,9 @@ def read_weights(
     Raises:
         UserError: no such file, or no safetensors file of ours.
     """
+    if is_trainer_checkpoint(Path(path)):
+        state, metadata = read_trainer_checkpoint(Path(path))
+        return {name: in_dtype(tensor, dtype) for name, tensor in state.items()}, metadata
     file, metadata = open_weights(path, what)
     return {name: in_dtype(file.read(name), dtype) for name in file.entries}, metadata
 

@@ -23,10 +23,15 @@ def blocks(language: str) -> list[str]:
 
 
 LINES = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(lightning|mmframe) ", line)]
-NEEDS_A_MODEL = [line for line in LINES if re.search("--model |import|--start_from|web", line)]
+EVALUATES = [line for line in LINES if re.search(" evaluate |TaskData", line)]
+NEEDS_A_MODEL = [
+    line for line in LINES if re.search("--model |import|--start_from|web", line) and line not in EVALUATES
+]
 NEEDS_DATA = [line for line in LINES if " data " in line or "data/offline" in line]
 ABLATES = [line for line in LINES if " ablate " in line]
-COMMANDS = [line for line in LINES if line not in NEEDS_A_MODEL + NEEDS_DATA + ABLATES and "doctor" not in line]
+COMMANDS = [
+    line for line in LINES if line not in EVALUATES + NEEDS_A_MODEL + NEEDS_DATA + ABLATES and "doctor" not in line
+]
 
 
 def test_set_up_is_two_commands_and_they_exist() -> None:
@@ -86,6 +91,22 @@ def test_commands_of_the_readme_about_data_run(tmp_path: Path, monkeypatch: pyte
         words += ["--in-process", "--trainer.max_steps=2", "--trainer.limit_val_batches=1"] if words[0] == "fit" else []
         assert main(words) == 0, command
     assert (tmp_path / "runs" / "toy" / "dense+mixture" / "data" / "show.png").is_file()
+
+
+def test_commands_of_the_readme_about_scores_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, on a task that needs no files."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model(tmp_path / "MODEL")
+    assert [line.split()[1:3] for line in EVALUATES] == [
+        ["evaluate", "tasks"], ["evaluate", "tasks"], ["evaluate", "--model"], ["evaluate", "report"],
+        ["evaluate", "browse"], ["test", "--config"],
+    ]  # fmt: skip
+    for command in EVALUATES:
+        words = shlex.split(command.replace("easy_vqa_test", "toy_shapes"), comments=True)[1:]
+        words = [word.replace(",wordnet_choice", ",toy_choice") for word in words]
+        words += ["--in-process"] if words[0] == "test" else []
+        assert main(words) == 0, command
+    assert (tmp_path / "results" / "MODEL" / "toy_choice" / "result.json").is_file()
 
 
 def test_commands_of_the_readme_about_ablations_are_understood(

@@ -13,6 +13,25 @@ from mmframe.registry import register
 FFN_LAYERS = ["backbone.layers.*.ffn.text.up", "backbone.layers.*.ffn.text.down"]
 
 
+class Branch(nn.Module):
+    """tanh(g) V x. A module of its own: trained tensors never lie beside frozen ones (mmframe.sharding).
+
+    Args:
+        base: The layer that it stands beside.
+        std: Of V, normal.
+    """
+
+    def __init__(self, base: nn.Linear, std: float) -> None:
+        super().__init__()
+        self.branch_weight = nn.Parameter(torch.empty_like(base.weight))
+        self.branch_gate = nn.Parameter(base.weight.new_zeros(1))
+        if not self.branch_weight.is_meta:
+            nn.init.normal_(self.branch_weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch_gate.tanh() * F.linear(x, self.branch_weight)
+
+
 class GatedLinear(AdaptedLinear):
     """y = W x + b + tanh(g) V x.
 
@@ -23,16 +42,13 @@ class GatedLinear(AdaptedLinear):
 
     def __init__(self, base: nn.Linear, std: float) -> None:
         super().__init__(base)
-        self.branch_weight = nn.Parameter(torch.empty_like(base.weight))
-        self.branch_gate = nn.Parameter(base.weight.new_zeros(1))
-        if not self.branch_weight.is_meta:
-            nn.init.normal_(self.branch_weight, std=std)
+        self.added = Branch(base, std)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) + self.branch_gate.tanh() * F.linear(x, self.branch_weight)
+        return F.linear(x, self.weight, self.bias) + self.added(x)
 
     def addition(self) -> Tensor:
-        return self.branch_gate.float().tanh() * self.branch_weight.float()
+        return self.added.branch_gate.float().tanh() * self.added.branch_weight.float()
 
 
 @register("adapter")

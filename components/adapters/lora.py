@@ -17,6 +17,27 @@ TEXT_LAYERS = [*(f"backbone.layers.*.{site}.text" for site in "qkvo"), "backbone
 """Attention and FFN of the pretrained LLM."""
 
 
+class LowRankAddition(nn.Module):
+    """scale * B A x. A module of its own: trained tensors never lie beside frozen ones (mmframe.sharding).
+
+    Args:
+        base: The layer that it stands beside.
+        rank: r of A [r, D_in] and B [D_out, r]; B starts at zero.
+        scale: Factor of the addition.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        self.scale = scale
+        if not self.lora_a.is_meta:
+            nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear initialises its own weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
 class LoRALinear(AdaptedLinear):
     """y = W x + b + scale * B A x.
 
@@ -29,19 +50,15 @@ class LoRALinear(AdaptedLinear):
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float) -> None:
         super().__init__(base)
-        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        self.scale, self.dropout = scale, dropout
-        if not self.lora_a.is_meta:
-            nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))  # as nn.Linear initialises its own weight
+        self.added = LowRankAddition(base, rank, scale)
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        inner = F.linear(dropped, self.lora_a)
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(inner, self.lora_b)
+        return F.linear(x, self.weight, self.bias) + self.added(dropped)
 
     def addition(self) -> Tensor:
-        return self.scale * (self.lora_b.float() @ self.lora_a.float())
+        return self.added.scale * (self.added.lora_b.float() @ self.added.lora_a.float())
 
 
 @register("adapter")

@@ -27,6 +27,7 @@ from mmframe.experts import Experts
 from mmframe.geometry import ATTENTION, POSITIONS, check_option, facts_of
 from mmframe.layout import Layout
 from mmframe.plan import Plan
+from mmframe.planned_device import device_type
 
 
 def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
@@ -36,7 +37,7 @@ def attend(q_BHLd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, mask: Tensor | None, 
     torch's own plain path computes bf16 in fp32, which together is 12 ms a layer of the demo against 4 ms. So does a
     batch without tokens, of which the fused kernels need not make sense.
     """
-    if q_BHLd.device.type == "cpu" and torch.is_grad_enabled() or not q_BHLd.numel():
+    if device_type(q_BHLd) == "cpu" and torch.is_grad_enabled() or not q_BHLd.numel():
         return _attend_plainly(q_BHLd, k_BHKd, v_BHKd, mask, scale)
     B, H, L, d = q_BHLd.shape
     G = k_BHKd.shape[1]
@@ -342,8 +343,8 @@ class Decoder(Backbone):
         return x_TD
 
     def head(self, h_SD: Tensor) -> Tensor:
-        weight = self.embedding.weight if self.output is None else self.output.weight
-        return F.linear(self.norm(h_SD), weight)
+        h_SD = self.norm(h_SD)
+        return F.linear(h_SD, self.embedding.weight) if self.output is None else self.output(h_SD)
 
     def sites(self) -> Iterator[tuple[int, str, Experts]]:
         for index, layer in enumerate(self.layers):

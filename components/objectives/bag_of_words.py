@@ -27,6 +27,8 @@ class BagOfWords(Objective):
         ignore_ids: Supervised ids that say nothing of a picture, such as the end of a turn.
     """
 
+    whole_model = False
+
     def __init__(self, temperature: float = 0.04, ignore_ids: list[int] | None = None) -> None:
         self.temperature = temperature
         self.ignore_ids = list(ignore_ids or [])

@@ -26,6 +26,9 @@ class LowRankLinear(nn.Module):
         rank: r of A [r, D_in] and B [D_out, r]; B starts at zero.
     """
 
+    shares_text = True
+    """It calls a module of the text expert, so the two are gathered together where the model is sharded."""
+
     def __init__(self, site: Experts, part: str, rank: int) -> None:
         super().__init__()
         self._text = (site, part)  # in a tuple it is no sub-module

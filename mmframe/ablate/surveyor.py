@@ -7,9 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch import nn
-
 from mmframe import registry
 from mmframe.ablate.budget import step_rows, steps_within
 from mmframe.cli.data_job import component, geometry
@@ -17,8 +14,7 @@ from mmframe.cli.lightning_cli import qualify
 from mmframe.data.base import MultimodalData, Rows
 from mmframe.errors import UserError
 from mmframe.experts import active_parameters
-from mmframe.freezing import freeze
-from mmframe.loading import empty_model
+from mmframe.planning.model import count, meta_model
 
 _data: dict[str, MultimodalData] = {}
 
@@ -34,29 +30,11 @@ def parameters(question: dict[str, Any]) -> dict[str, int]:
     trained: dict[str, int] = {}
     net = None
     for parts in question["stages"].values():
-        net = empty_model(_sized(parts))
-        if parts.get("adapter"):
-            component(parts["adapter"]).install(net)
-        report = freeze(net, component(parts["freezing"]).groups(net.router.experts))
+        net, report = meta_model(parts)
         sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
         trained |= {name: sizes[name] for name in report.group_of}
     assert net is not None
     return {"total": count(net), "trainable": sum(trained.values()), "active": active_parameters(net)}
-
-
-def _sized(parts: dict[str, Any]) -> dict[str, Any]:
-    """Parts of a model whose patch embedder is as wide as the backbone and reads no weights."""
-    with torch.device("meta"):
-        hidden_size = component(parts["backbone"]).hidden_size
-    embedder = parts["patch_embedder"]
-    arguments = {key: value for key, value in (embedder.get("init_args") or {}).items() if key != "weights"}
-    embedder = {"class_path": embedder["class_path"], "init_args": {"hidden_size": hidden_size} | arguments}
-    return {"backbone": parts["backbone"], "router": parts["router"], "patch_embedder": embedder}
-
-
-def count(module: nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def steps(question: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mmframe.checkpoint_files import numbered, publish, step_name, step_of, surplus
+from mmframe.checkpoint_files import SUMS, numbered, publish, seal, step_name, step_of, surplus
 from mmframe.checkpoint_io import writer_of
 from mmframe.cli.safety import Checkpoints
 from mmframe.errors import UserError, suggest
@@ -79,6 +79,8 @@ class KeepCheckpoints(Checkpoint):
         trainer.save_checkpoint(path)
 
         def finish() -> None:
+            if path.is_dir() and not (path / SUMS).is_file():  # DeepSpeed's own
+                seal(path)
             publish(path)
             for old in surplus(numbered(self.folder), self.keep.keep_last, self.keep.keep_every):
                 _remove(old)

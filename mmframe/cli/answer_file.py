@@ -25,6 +25,7 @@ class RowFile:
 
     Args:
         path: The file; an unfinished one is continued.
+        writes: False in a process that answers along with the one that writes: it only keeps count.
 
     Attributes:
         rows: What stood in it.
@@ -33,14 +34,14 @@ class RowFile:
         torn: Whether a last line without its end was cut off.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self.rows: list[dict[str, Any]] = []
         self.done, self.bad, self.torn = 0, 0, False
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab")
+        self._file = open(self.path if self.writes else os.devnull, "ab")
         try:
             self._lock()
             self._read()
@@ -53,7 +54,7 @@ class RowFile:
         self._file.close()
 
     def _lock(self) -> None:
-        if fcntl is not None:
+        if fcntl is not None and self.writes:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -62,16 +63,17 @@ class RowFile:
     def _read(self) -> None:
         self.rows, whole = read_rows(self.path)
         self.torn = whole < self.path.stat().st_size
-        if self.torn:  # a kill in the middle of a write; the row is made again
+        if self.torn and self.writes:  # a kill in the middle of a write; the row is made again
             os.truncate(self.path, whole)
         self.done = len(self.rows)
         self.bad = sum("error" in row for row in self.rows)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds the next rows; when it returns, they are on the disk."""
-        self._file.write(as_lines(rows))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self.writes:
+            self._file.write(as_lines(rows))
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.done += len(rows)
         self.bad += sum("error" in row for row in rows)
 
@@ -82,12 +84,13 @@ class AnswerFile(RowFile):
     Args:
         path: The file; an unfinished one is continued.
         force: Start over; what is there is set aside as `NAME.old-N`.
+        writes: As RowFile.
     """
 
-    def __init__(self, path: Path, force: bool = False) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, force: bool = False, writes: bool = True) -> None:
+        super().__init__(path, writes)
         self.meta = path.with_name(f"{path.name}.meta.json")
-        if force:
+        if force and writes:
             RunDir(self.path).set_aside()
             RunDir(self.meta).set_aside()
 
@@ -118,7 +121,8 @@ class AnswerFile(RowFile):
         Raises:
             UserError: the rows that stand here were made with something else; names it.
         """
-        self._settings = claim(self.path, self.meta, self._settings, settings, self.done)
+        meta = self.meta if self.writes else Path(os.devnull)
+        self._settings = claim(self.path, meta, self._settings, settings, self.done)
 
 
 def claim(path: Path, meta: Path, before: Mapping[str, Any], settings: Mapping[str, Any], done: int) -> dict[str, Any]:
@@ -142,7 +146,8 @@ def claim(path: Path, meta: Path, before: Mapping[str, Any], settings: Mapping[s
     if changes:
         raise UserError(f"{path}: its {done} rows were made with {', '.join(changes)}; {WAYS}")
     both = {**before, **told}
-    write_atomically(meta, json.dumps(both, indent=2, ensure_ascii=False) + "\n")
+    if meta != Path(os.devnull):
+        write_atomically(meta, json.dumps(both, indent=2, ensure_ascii=False) + "\n")
     return both
 
 

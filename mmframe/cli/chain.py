@@ -157,6 +157,11 @@ def fit(args: RunArguments, recipe: Recipe | None = None) -> int:
     chain = Chain(args, recipe)
     if args.on("--dry-run"):
         return dry_run(chain)
+    if len(chain.selected()) > 1 and started_together() and not args.on("--in-process"):
+        raise UserError(
+            f"{started_together()} processes were started together, and they end with a stage: run one stage at a time "
+            f"with --stage ({', '.join(str(step.stage) for step in chain.steps)}); see docs/distributed.md"
+        )
     fresh = args.on("--force")
     if fresh and is_rank_zero() and not args.handover:
         for index in chain.selected():
@@ -223,7 +228,8 @@ def dry_run(chain: Chain) -> int:
 
 def _run_here(job: Job) -> int:
     if job.handover.parent is not None:
-        end_with(job.handover.parent)
+        # ranks that Lightning starts have the first rank for a parent, and the same words on their command line
+        end_with(job.handover.parent if os.environ.get("LOCAL_RANK", "0") == "0" else os.getppid())
     from mmframe.cli.lightning_cli import run_job  # imports torch
 
     gc.freeze()  # so that the collection below looks through what this stage made, and not through all of torch
@@ -266,6 +272,12 @@ def _run_process(job: Job) -> int:
     if stopped:
         return 128 + stopped[0]
     return 128 - code if code < 0 else code
+
+
+def started_together() -> int:
+    """Processes that torchrun or srun started as one run; 0 where there is one."""
+    counts = [int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")]
+    return max(counts) if max(counts) > 1 else 0
 
 
 def end_with(parent: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,9 +11,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmframe.cli import inference_ranks
 from mmframe.cli.flags import parse_flags, whole
 from mmframe.cli.progress_line import ProgressLine, bar, clock, short
-from mmframe.cli.serving import Served, add_model_flags, add_sampling_flags, open_model, sampling_params
+from mmframe.cli.serving import (
+    Served,
+    add_model_flags,
+    add_sampling_flags,
+    model_device,
+    open_model,
+    sampling_params,
+)
 from mmframe.errors import UserError
 
 if TYPE_CHECKING:  # torch is loaded only to run something
@@ -28,7 +37,8 @@ EXAMPLE = """A row of the data is one of
   {"id": 1, "image": "a.jpg", "prompt": "What is this?"}
   {"id": 2, "image": ["a.jpg", "b.jpg"], "conversations": [{"from": "human", "value": "<image> and <image>?"}]}
 and gives {"id", "prompt", "answer", "finish_reason", "tokens"}, or {"id", "error"}, in the same order.
-The same command continues a run that was killed."""
+The same command continues a run that was killed. `torchrun --nproc-per-node N -m mmframe generate ...` spreads the
+model over N GPUs."""
 
 
 def main(words: list[str]) -> int:
@@ -43,7 +53,13 @@ def main(words: list[str]) -> int:
         raise UserError(f"generate: --out {args.out} is the data itself")
     params = sampling_params(args)
     questions = read_questions(args.data, args.system)
-    with AnswerFile(args.out, args.force) as out:
+    if inference_ranks.count() > 1:
+        inference_ranks.join(model_device(args))
+        if not inference_ranks.is_first():
+            inference_ranks.wait()  # until the first has made the file what it will go on from
+    with AnswerFile(args.out, args.force, writes=inference_ranks.is_first()) as out:
+        if inference_ranks.is_first():
+            inference_ranks.wait()
         out.check(questions)
         out.claim({"model": args.model, "dtype": args.dtype, "system": args.system, **asdict(params)})
         if out.torn:
@@ -53,8 +69,9 @@ def main(words: list[str]) -> int:
         if out.done < len(questions):
             from mmframe.weights import weights_digest
 
-            served = open_model(args)
-            out.claim({"weights": weights_digest(served.model.net), "max_tiles": served.max_tiles})
+            served = open_model(args, spread=True)
+            weights = served.whole_weights or weights_digest(served.model.net)
+            out.claim({"weights": weights, "max_tiles": served.max_tiles})
             Run(questions, out, served, params, args.batch_size).run()
         if out.bad == len(questions):
             raise UserError(f"generate: all {out.bad} rows are bad; {args.out} says why")
@@ -90,7 +107,7 @@ class Run:
     ) -> None:
         self.questions, self.out, self.served, self.params = questions, out, served, params
         self.batch_size = batch_size
-        self.progress = ProgressLine()
+        self.progress = ProgressLine(None if inference_ranks.is_first() else open(os.devnull, "w"))
         self.begun, self.before, self.tokens = time.monotonic(), out.done, 0
         self.told = self.held = 0  # bad rows reported; rows that wait for one before them
 
@@ -187,4 +204,5 @@ class Run:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if inference_ranks.is_first():
+        print(text, file=sys.stderr, flush=True)

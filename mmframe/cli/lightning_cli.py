@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from mmframe import registry
+from mmframe import registry, strategies
 from mmframe.callbacks.elastic import Elastic
 from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
@@ -82,6 +82,7 @@ class MMFrameCLI(LightningCLI):
         from mmframe.module import MultimodalModule
 
         registry.discover()
+        strategies.register()
         self.job = job
         self.record = record
         self.words = args
@@ -161,13 +162,13 @@ class MMFrameCLI(LightningCLI):
         callbacks = [*_listed(settings.get("callbacks")), *([] if bare else self._callbacks(settings))]
         # tasks are asked after the step was counted, and at the end after the weights were written
         kwargs["callbacks"] = sorted(callbacks, key=lambda callback: isinstance(callback, TaskScores))
-        plugins = _listed(settings.get("plugins"))
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, CheckpointWriter(read_checkpoints(self.job.config).background)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
             raise UserError(f"trainer: {error}") from error
+        own_writer = any(isinstance(plugin, CheckpointIO) for plugin in _listed(settings.get("plugins")))
+        if not own_writer and not strategies.is_deepspeed(trainer.strategy):  # which writes files of its own
+            trainer.strategy.checkpoint_io = CheckpointWriter(read_checkpoints(self.job.config).background)
         if "rank_timeout" in (self.job.config.get("faults") or {}) and hasattr(trainer.strategy, "_timeout"):
             strategy: Any = trainer.strategy
             strategy._timeout = timedelta(seconds=read_faults(self.job.config).rank_timeout)

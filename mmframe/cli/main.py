@@ -20,6 +20,11 @@ RUN = {
 # word -> (module, function taking the rest of the words, one line of help)
 TOOLS = {
     "recipes": ("mmframe.cli.recipes", "main", "ls | show | cp | validate"),
+    "plan": (
+        "mmframe.cli.plan",
+        "main",
+        "what training a recipe takes: parameters, FLOPs, memory, days, before it starts",
+    ),
     "data": ("mmframe.cli.data", "main", "offline | plan | show: real data to train on, how rows are filled"),
     "components": ("mmframe.cli.components", "main", "ls [KIND] | show NAME"),
     "import": ("mmframe.cli.convert", "import_main", "SRC DST: official folder, .gguf or hub id -> ours"),

@@ -203,8 +203,21 @@ def recipe_root() -> Path | None:
     return None
 
 
+OVERLAYS = "strategies"
+"""Folder of what is laid over a recipe, as a second --config, and is none by itself."""
+
+
 def shipped() -> dict[str, Path]:
-    """The shipped recipes by name, e.g. "toy/evip". Parts of recipes (a leading "_") are not listed, nor are tasks."""
+    """The shipped recipes by name, e.g. "toy/evip". Parts of recipes (a leading "_"), overlays and tasks are not."""
+    return {name: file for name, file in _files().items() if not name.startswith(f"{OVERLAYS}/")}
+
+
+def overlays() -> dict[str, Path]:
+    """The shipped overlays by name, e.g. "strategies/fsdp2"."""
+    return {name: file for name, file in _files().items() if name.startswith(f"{OVERLAYS}/")}
+
+
+def _files() -> dict[str, Path]:
     root = recipe_root()
     found = {file.relative_to(root): file for file in sorted(root.rglob("*.yaml"))} if root else {}
     return {
@@ -223,9 +236,10 @@ def find(word: str) -> Path:
     if Path(word).is_file():
         return Path(word)
     name = word.removesuffix(".yaml").removeprefix("recipes/")
-    if name in shipped():
-        return shipped()[name]
-    raise UserError(f"no recipe {word!r}: neither a file nor a shipped recipe; {suggest(name, shipped())}")
+    if name in (files := _files()):
+        return files[name]
+    known = overlays() if name.startswith(f"{OVERLAYS}/") else shipped()
+    raise UserError(f"no recipe {word!r}: neither a file nor a shipped recipe; {suggest(name, known)}")
 
 
 def recipe_name(file: Path) -> str:

@@ -18,6 +18,7 @@ from mmframe.cli.job import Job
 from mmframe.cli.recipe import recipe_hash
 from mmframe.cli.run_dir import read_json, write_atomically, write_numbered
 from mmframe.provenance import code_revision, device_name, versions
+from mmframe.sharding import is_sharded
 
 
 class RunRecord(Callback):
@@ -91,7 +92,8 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.monotonic() - self._start
-        if trainer.is_global_zero and not _is_trial(trainer):
+        takes_part = trainer.is_global_zero or is_sharded(pl_module.net)  # type: ignore[arg-type]
+        if takes_part and not _is_trial(trainer):
             told = {**self.origin(), "config": self.config_text, "data": _fingerprint(trainer)}
             pl_module.save_weights(self.job.run.weights, told)  # type: ignore[operator]
 

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmframe.cli import inference_ranks
 from mmframe.cli.flags import whole
 from mmframe.cli.progress_line import short
 from mmframe.errors import UserError
@@ -28,12 +29,14 @@ class Served:
     Attributes:
         name: as the user gave it.
         max_tiles: image budget of a question, thumbnails not counted.
+        whole_weights: of a model that is spread over processes, what tells its weights from others; else "".
     """
 
     name: str
     model: LoadedModel
     engine: Engine
     max_tiles: int
+    whole_weights: str = ""
 
     def describe(self) -> str:
         """e.g. runs/demo/s2: 0.4B parameters, bfloat16 on cpu."""
@@ -107,8 +110,12 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     )
 
 
-def open_model(args: argparse.Namespace) -> Served:
+def open_model(args: argparse.Namespace, spread: bool = False) -> Served:
     """Loads what `add_model_flags` read.
+
+    Args:
+        args: The flags.
+        spread: Over the processes that torchrun started (mmframe.tensor_parallel); else each has the whole model.
 
     Raises:
         UserError: no such model or device, or what loading finds.
@@ -121,9 +128,28 @@ def open_model(args: argparse.Namespace) -> Served:
 
     keep_freed_memory()
     dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    model = from_pretrained(args.model, device=_device(args.device), dtype=dtype, expert_backend=args.expert_backend)
+    spread = spread and inference_ranks.count() > 1
+    device = model_device(args) if spread else _device(args.device)
+    first = "cpu" if spread else device  # a GPU need only hold its share
+    model = from_pretrained(args.model, device=first, dtype=dtype, expert_backend=args.expert_backend)
+    weights = ""
+    if spread:
+        from mmframe.weights import weights_digest
+
+        weights = weights_digest(model.net)
+        inference_ranks.spread(model.net, device)
+        model.net.to(device)
     budget = args.max_tiles or model.trained_tiles or model.max_tiles or MAX_TILES
-    return Served(args.model, model, Engine(model.net, model.processor), budget)
+    return Served(args.model, model, Engine(model.net, model.processor), budget, weights)
+
+
+def model_device(args: argparse.Namespace) -> torch.device:
+    """What `--device` means for this process.
+
+    Raises:
+        UserError: no such device.
+    """
+    return _device(inference_ranks.device_word(args.device))
 
 
 def _dtype(text: str) -> str:

@@ -143,9 +143,9 @@ def lora_module(
 
 def test_it_is_the_low_rank_product_that_the_paper_writes() -> None:
     layer = LoRALinear(nn.Linear(6, 5), rank=2, scale=3.0, dropout=0.0)
-    nn.init.normal_(layer.lora_b)
+    nn.init.normal_(layer.added.lora_b)
     x = torch.randn(4, 6)
-    expected = x @ (layer.weight + 3.0 * layer.lora_b @ layer.lora_a).T + layer.bias
+    expected = x @ (layer.weight + 3.0 * layer.added.lora_b @ layer.added.lora_a).T + layer.bias
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer.merged()(x), expected)
     assert LoRA(rank=8, alpha=32).scale == 4.0
@@ -153,8 +153,8 @@ def test_it_is_the_low_rank_product_that_the_paper_writes() -> None:
 
 def test_merging_is_computed_in_fp32_also_for_bf16_weights() -> None:
     layer = LoRALinear(nn.Linear(64, 64, bias=False).bfloat16(), rank=8, scale=2.0, dropout=0.0)
-    nn.init.normal_(layer.lora_b, std=0.1)
-    exact = layer.weight.double() + 2.0 * layer.lora_b.double() @ layer.lora_a.double()
+    nn.init.normal_(layer.added.lora_b, std=0.1)
+    exact = layer.weight.double() + 2.0 * layer.added.lora_b.double() @ layer.added.lora_a.double()
     assert torch.equal(layer.merged().weight, exact.float().bfloat16())
 
 
@@ -162,7 +162,7 @@ def test_dropout_is_on_in_training_and_on_the_addition_alone() -> None:
     layer = LoRALinear(nn.Linear(64, 64), rank=4, scale=1.0, dropout=0.5)
     x = torch.randn(2, 64)
     assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-    nn.init.normal_(layer.lora_b)
+    nn.init.normal_(layer.added.lora_b)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
@@ -258,9 +258,9 @@ def test_a_branch_is_behind_the_tanh_of_its_gate() -> None:
     layer = GatedLinear(nn.Linear(6, 5), std=0.5)
     x = torch.randn(4, 6)
     layer(x).square().sum().backward()
-    assert layer.branch_gate.grad is not None and layer.branch_gate.grad.any(), "the gate can open"
-    nn.init.constant_(layer.branch_gate, 0.7)
-    expected = x @ (layer.weight + math.tanh(0.7) * layer.branch_weight).T + layer.bias
+    assert layer.added.branch_gate.grad is not None and layer.added.branch_gate.grad.any(), "the gate can open"
+    nn.init.constant_(layer.added.branch_gate, 0.7)
+    expected = x @ (layer.weight + math.tanh(0.7) * layer.added.branch_weight).T + layer.bias
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer.merged()(x), expected)
 
@@ -272,7 +272,7 @@ def test_gated_branches_train_alone_and_are_handed_on_merged(tmp_path: Path) -> 
     changed = differing(before, snapshot(module.net))
     assert changed == {name for name in before if ".branch_" in name}
     assert {name.partition("layers.0.")[2] for name in changed if ".layers.0." in name} == {
-        f"ffn.text.{part}.branch_{kind}" for part in ("up", "down") for kind in ("weight", "gate")
+        f"ffn.text.{part}.added.branch_{kind}" for part in ("up", "down") for kind in ("weight", "gate")
     }
     module.net.eval()
     module.save_weights(tmp_path / "weights.safetensors")

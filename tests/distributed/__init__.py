@@ -1,0 +1,1 @@
+"""Two ranks over gloo: strategies, sharding, checkpoints, tensor parallelism."""
