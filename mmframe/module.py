@@ -50,6 +50,14 @@ NEW_PARTS = {"backbone.pre_layers.": "the layers in front", "_hw": "the heads fo
 """Parts of a name -> what an option of the backbone adds to a pretrained one."""
 
 
+def seed_micro_batch(seed: int, step: int, micro_batch: int, rank: int) -> None:
+    """Seeds all generators for one micro-batch: what it draws depends on nothing else."""
+    drawn = hash64(1, seed, step, micro_batch, rank, 20)[0]
+    torch.manual_seed(int(drawn) >> 1)
+    random.seed(int(drawn))
+    np.random.seed(int(drawn) % 2**32)
+
+
 class MultimodalModule(pl.LightningModule):
     """Trains a MultimodalLM.
 
@@ -255,10 +263,7 @@ class MultimodalModule(pl.LightningModule):
         """What a step draws (dropout) follows from the run's seed, the step, the micro-batch and the rank, so that a
         killed run goes on exactly without the state of any generator."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        drawn = hash64(1, seed, self.trainer.global_step, self._micro_batch, self.trainer.global_rank, 20)[0]
-        torch.manual_seed(int(drawn) >> 1)
-        random.seed(int(drawn))
-        np.random.seed(int(drawn) % 2**32)
+        seed_micro_batch(seed, self.trainer.global_step, self._micro_batch, self.trainer.global_rank)
         self._micro_batch += 1
 
     def _whole_batch(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 
+from mmframe.checkpoint_files import seal
 from mmframe.errors import UserError
 
 
@@ -46,6 +47,7 @@ class FullySharded(ModelParallelStrategy):
         super().save_checkpoint(checkpoint, made, storage_options)
         self.barrier()
         if self.global_rank == 0:
+            seal(made)
             _sync(made)
             if path.exists():
                 path.rename(old)

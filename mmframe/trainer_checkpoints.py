@@ -49,6 +49,11 @@ def read_trainer_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, An
     return state, {key: value for key, value in metadata.items() if value is not None}
 
 
+def trained_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors as they were trained: an adapter's beside the model's. Of a folder of shards, those of `net` alone."""
+    return (_sharded(path) if path.is_dir() else _file(path))[1]
+
+
 def _file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return content, content["state_dict"]

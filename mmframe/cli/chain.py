@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmframe.checkpoint_files import newest_whole
 from mmframe.cli.arguments import RunArguments
 from mmframe.cli.check import check
 from mmframe.cli.job import Handover, Job
@@ -122,8 +123,21 @@ class Chain:
                 f"stage {step.stage} starts from the weights of {before}, but {handover.init_from} does not exist; "
                 f"run that stage first, or give --model.init_from=FILE (null: from the backbone's own weights)"
             )
-        resume = step.run.last if state == "cut off" and step.config.get("ckpt_path") is None else None
+        resume = None
+        if state == "cut off" and step.config.get("ckpt_path") is None:
+            resume = Path(handover.resume) if handover.resume else self._newest(step)
+            handover = replace(handover, resume=str(resume))
         return Job("fit", step.config, step.run, handover, resume, self.args.on("--debug"))
+
+    @staticmethod
+    def _newest(step: Step) -> Path:
+        """The newest checkpoint that is whole."""
+        path, damaged = newest_whole(step.run.last.parent)
+        if path is None:
+            raise UserError(f"{'; '.join(damaged)}; none is whole: --force starts the stage over, and keeps the files")
+        for line in damaged:
+            _say(f"{line}; set aside as .damaged, the one before it is taken")
+        return path
 
     def selected(self) -> list[int]:
         """Numbers of the stages to run, from 0."""

@@ -20,12 +20,16 @@ from mmframe.catalog import (
 )
 from mmframe.cli.merge import COMPONENT_KEYS, class_name
 from mmframe.cli.recipe import Recipe
+from mmframe.cli.safety import read_checkpoints, read_faults
 from mmframe.cli.types import accepts, choices, class_names, is_mapping
 from mmframe.cli.yamlio import KeyPath
 from mmframe.errors import UserError, nearest, suggest
 from mmframe.registry import KINDS
 
-TOP_KEYS = ("model", "data", "trainer", "seed_everything", "checkpoint_every", "ckpt_path", "weights_only")
+TOP_KEYS = (
+    *("model", "data", "trainer", "seed_everything", "checkpoint_every", "checkpoints", "faults"),
+    *("ckpt_path", "weights_only"),
+)
 RUN_KEYS = ("return_predictions", "verbose")  # of `validate`, `test` and `predict`, from a saved config.yaml
 # set by a link when the components are built, so a recipe does not name them
 LINKED = {("patch_embedder", "hidden_size")}
@@ -102,6 +106,11 @@ class _Checker:
         every = config.get("checkpoint_every", 1)
         if isinstance(every, bool) or not isinstance(every, int) or every < 0:
             self.fail(("checkpoint_every",), f"expected a number of steps (0: only when interrupted), got {every!r}")
+        for key, read in (("checkpoints", read_checkpoints), ("faults", read_faults)):
+            try:
+                read(config)
+            except UserError as error:
+                raise UserError(f"{self.place((key,))}: {error}") from None
 
     @staticmethod
     def _hint(key: str) -> str:

@@ -24,6 +24,7 @@ class Handover:
         started_from: Identity of those weights.
         steps_before: Optimiser steps of the stages before.
         steps_total: Optimiser steps of all stages; 0 when not every stage sets max_steps.
+        resume: The checkpoint that the stage goes on from, found whole by the chain.
         parent: Process id of the chain; the stage stops when that process ends.
     """
 
@@ -35,6 +36,7 @@ class Handover:
     started_from: str | None = None
     steps_before: int = 0
     steps_total: int = 0
+    resume: str | None = None
     parent: int | None = None
 
     def to_json(self) -> str:

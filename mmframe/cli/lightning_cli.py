@@ -7,31 +7,43 @@ import logging
 import re
 import sys
 import warnings
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from mmframe import registry, strategies
+from mmframe.callbacks.elastic import Elastic
 from mmframe.callbacks.flops import Flops
 from mmframe.callbacks.jsonl import JsonlLogger
+from mmframe.callbacks.keep_checkpoints import KeepCheckpoints
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
+from mmframe.callbacks.step_guard import StepGuard
 from mmframe.callbacks.task_scores import TaskScores
 from mmframe.callbacks.throughput import Throughput
+from mmframe.checkpoint_io import CheckpointWriter, disk_full
 from mmframe.cli.job import Job
 from mmframe.cli.malloc import keep_freed_memory
-from mmframe.cli.record import LastCheckpoint, RunRecord
+from mmframe.cli.record import RunRecord
 from mmframe.cli.run_dir import is_rank_zero
+from mmframe.cli.safety import read_checkpoints, read_faults
 from mmframe.contracts import check_fp16
+from mmframe.data.loader_watch import Watched
 from mmframe.errors import UserError, nearest
+from mmframe.lost_rank import RankLost, lost_rank
 
 CHECKPOINT_EVERY = 200
+OURS = ("checkpoint_every", "checkpoints", "faults")
+"""Keys of a recipe that LightningCLI does not know."""
 
 
 class OneLineParser(LightningArgumentParser):
@@ -104,7 +116,8 @@ class MMFrameCLI(LightningCLI):
             self.config = parser.parse_args(self.words)
             return
         tree = qualify(copy.deepcopy(self.job.config))
-        tree.pop("checkpoint_every", None)
+        for key in OURS:
+            tree.pop(key, None)
         if self.job.handover.init_from is not None:
             tree["model"]["init_from"] = self.job.handover.init_from
         if self.job.resume is not None:
@@ -128,6 +141,8 @@ class MMFrameCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
+        if hasattr(self.datamodule, "timeout"):
+            self.datamodule.timeout = read_faults(self.job.config).data_timeout
         module: Any = self.model
         ids, rows = module.processor.tokenizer.vocab_size, module.net.backbone.vocab_size
         if ids > rows:  # else an index error in the embedding, some batches later
@@ -148,9 +163,16 @@ class MMFrameCLI(LightningCLI):
         # tasks are asked after the step was counted, and at the end after the weights were written
         kwargs["callbacks"] = sorted(callbacks, key=lambda callback: isinstance(callback, TaskScores))
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # e.g. an accelerator that is not there
             raise UserError(f"trainer: {error}") from error
+        own_writer = any(isinstance(plugin, CheckpointIO) for plugin in _listed(settings.get("plugins")))
+        if not own_writer and not strategies.is_deepspeed(trainer.strategy):  # which writes files of its own
+            trainer.strategy.checkpoint_io = CheckpointWriter(read_checkpoints(self.job.config).background)
+        if "rank_timeout" in (self.job.config.get("faults") or {}) and hasattr(trainer.strategy, "_timeout"):
+            strategy: Any = trainer.strategy
+            strategy._timeout = timedelta(seconds=read_faults(self.job.config).rank_timeout)
+        return trainer
 
     def _callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         own = _listed(settings.get("callbacks"))
@@ -159,10 +181,12 @@ class MMFrameCLI(LightningCLI):
             for counts in (Throughput, Flops):
                 if not any(isinstance(c, counts) for c in own):
                     added.append(counts())
+            added.append(Elastic())
+            added.append(StepGuard(read_faults(self.job.config), self.job.run.path))
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)
-                added.append(LastCheckpoint(self.job.run.last.parent, every))
+                added.append(KeepCheckpoints(self.job.run.last.parent, every, read_checkpoints(self.job.config)))
         if self.job.command == "predict":
             added.append(Predictions(self.job.run.path))
         shows = settings.get("enable_progress_bar") is not False
@@ -231,6 +255,20 @@ def run_job(job: Job) -> int:
             cli = MMFrameCLI(job, record)
     except MisconfigurationException as error:
         raise UserError(f"{job.label} {error} (--debug shows where)") from error
+    except (OSError, RuntimeError) as error:
+        if (line := Watched.death(error)) is not None:
+            raise UserError(line) from error
+        if (said := lost_rank(error)) is not None:
+            where = f"rank {torch.distributed.get_rank()} of {torch.distributed.get_world_size()}"
+            raise RankLost(
+                f"{job.label} {where}: another rank is gone or does not answer ({said}); the same command continues "
+                "from the last checkpoint"
+            ) from error
+        if (why := disk_full(error)) is None:
+            raise
+        raise UserError(
+            f"{job.label} {why}: {error}; the last checkpoint is whole; make room, and the same command continues"
+        ) from error
     except SystemExit as stop:
         if record.ended == "SIGTERM":
             say(f"{job.label} stopped by SIGTERM; the same command continues it")

@@ -34,6 +34,7 @@ TOOLS = {
     "evaluate": ("mmframe.cli.evaluate", "main", "score a model on benchmarks; report | browse | tasks"),
     "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
     "ablate": ("mmframe.cli.ablate", "main", "GRID | report: change one thing, keep the rest equal, over seeds"),
+    "replay": ("mmframe.cli.replay", "main", "RUN: run a step again at which a run stopped; names the first module"),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }

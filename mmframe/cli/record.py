@@ -8,11 +8,10 @@ import signal
 import sys
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmframe.cli.job import Job
@@ -75,7 +74,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["mmframe"] = {**self.origin(), "config": self.config_text}
+        checkpoint["mmframe"] = {**self.origin(), "config": self.config_text, "data": _fingerprint(trainer)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start = time.monotonic()
@@ -95,7 +94,8 @@ class RunRecord(Callback):
         self.seconds = time.monotonic() - self._start
         takes_part = trainer.is_global_zero or is_sharded(pl_module.net)  # type: ignore[arg-type]
         if takes_part and not _is_trial(trainer):
-            pl_module.save_weights(self.job.run.weights, {**self.origin(), "config": self.config_text})  # type: ignore
+            told = {**self.origin(), "config": self.config_text, "data": _fingerprint(trainer)}
+            pl_module.save_weights(self.job.run.weights, told)  # type: ignore[operator]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt) or (isinstance(exception, SIGTERMException) and self.keyboard):
@@ -112,7 +112,6 @@ class RunRecord(Callback):
         if self.ended or _is_trial(trainer) or not trainer.is_global_zero or not self.job.run.weights.is_file():
             return
         metrics = {key: _number(value) for key, value in trainer.callback_metrics.items()}
-        data = getattr(trainer, "datamodule", None)
         done = {
             "finished": _now(),
             "steps": trainer.global_step,
@@ -122,53 +121,9 @@ class RunRecord(Callback):
             "weights_id": uuid.uuid4().hex[:12],
             "metrics": metrics,
             "totals": totals(trainer),
-            "data": data.fingerprint() if hasattr(data, "fingerprint") else {},  # type: ignore[union-attr]
+            "data": _fingerprint(trainer),
         }
         write_atomically(self.job.run.done, json.dumps(done, indent=2) + "\n")
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """checkpoints/last.ckpt: every n steps, and when the run is told to stop.
-
-    It is written only where a resumed run goes on exactly: after an optimiser step. An error, or a stop between
-    the micro-batches of one step, leaves the file of before.
-
-    Args:
-        folder: Where.
-        every: Optimiser steps between two writings; 0: only when stopped.
-    """
-
-    def __init__(self, folder: Path, every: int) -> None:
-        # 0 would bring back Lightning's default, the end of each epoch; a number beyond reach turns it off
-        super().__init__(
-            dirpath=folder,
-            save_last=True,
-            save_top_k=0,
-            every_n_train_steps=every or sys.maxsize,
-            save_on_exception=True,
-            enable_version_counter=False,
-        )
-        self._steps_at_batch_end = -1
-        self._exact = False
-
-    @property
-    def state_key(self) -> str:
-        return "LastCheckpoint"  # Lightning's holds the arguments, so that another `every` would not find its state
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self._exact = trainer.global_step != self._steps_at_batch_end
-        self._steps_at_batch_end = trainer.global_step
-        super().on_train_batch_end(trainer, *args, **kwargs)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and self._exact and self._should_save_on_exception(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing: weights.safetensors and done.json are the end of a stage."""
-
-    def _ModelCheckpoint__warn_if_dir_not_empty(self, dirpath: Any) -> None:
-        """Silent: a run that is continued finds its own checkpoints, as it should."""
 
 
 def totals(trainer: pl.Trainer) -> dict[str, float]:
@@ -178,6 +133,12 @@ def totals(trainer: pl.Trainer) -> dict[str, float]:
         if hasattr(callback, "totals"):
             found |= callback.totals(trainer)
     return found
+
+
+def _fingerprint(trainer: pl.Trainer) -> dict[str, str]:
+    """What the training data is made of, where it says so."""
+    data = getattr(trainer, "datamodule", None)
+    return data.fingerprint() if hasattr(data, "fingerprint") else {}  # type: ignore[union-attr]
 
 
 def _is_trial(trainer: pl.Trainer) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from mmframe.checkpoint_files import any_checkpoint, sync_folder
 from mmframe.cli.recipe import differing_keys, recipe_hash
 from mmframe.cli.yamlio import dump, load
 from mmframe.errors import UserError
@@ -26,7 +27,7 @@ class RunDir:
     """Files of one stage's run.
 
     recipe.yaml  what was asked for      config.yaml  the same with every default      meta.json  code, versions, seed
-    metrics.jsonl   checkpoints/last.ckpt (true resume)   weights.safetensors (hand-over)   done.json (written last)
+    metrics.jsonl   checkpoints/ (true resume)   weights.safetensors (hand-over)   done.json (written last)
 
     Args:
         path: The directory; made when something is written.
@@ -51,12 +52,12 @@ class RunDir:
         Raises:
             UserError: If the earlier run had another recipe or started from other weights.
         """
-        state: State = "done" if self.done.is_file() else "cut off" if self.last.exists() else "new"
+        state: State = "done" if self.done.is_file() else "cut off" if any_checkpoint(self.last.parent) else "new"
         if state == "new" or not self.recipe.is_file():
             return state
         ways = "use another --run-dir, or --force to start over"
         earlier, _ = load(self.recipe)
-        earlier, config = _identity(earlier), _identity(config)
+        earlier, config = _identity(earlier, state), _identity(config, state)
         if recipe_hash(earlier) != recipe_hash(config):
             keys = differing_keys(earlier, config)
             raise UserError(f"{self.path}: holds a run ({state}) of another recipe; they differ in {few(keys)}; {ways}")
@@ -142,6 +143,7 @@ def write_atomically(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
+    sync_folder(file.parent)
 
 
 def write_numbered(file: Path, text: str) -> Path:
@@ -162,10 +164,21 @@ def is_rank_zero() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what only says how a killed run may be continued."""
+_HOW = ("checkpoint_every", "checkpoints", "faults")
+_DEALT = ("devices", "num_nodes", "strategy", "accumulate_grad_batches")
+
+
+def _identity(config: dict[str, Any], state: State) -> dict[str, Any]:
+    """A configuration without what only says how a run is kept, or how a killed one is continued.
+
+    One that was cut off may go on with other ranks: mmframe.callbacks.elastic sees to it that a step has the same rows.
+    """
+    config = {key: value for key, value in config.items() if key not in _HOW}
+    cut_off = state == "cut off"
+    if cut_off and isinstance(config.get("trainer"), dict):
+        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in _DEALT}
     data = config.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("init_args"), dict):
         return config
-    arguments = {key: value for key, value in data["init_args"].items() if key != "allow_other_data"}
-    return {**config, "data": {**data, "init_args": arguments}}
+    free = ("allow_other_data", "batch_size") if cut_off else ("allow_other_data",)
+    return {**config, "data": {**data, "init_args": {k: v for k, v in data["init_args"].items() if k not in free}}}

@@ -17,6 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mmframe.batch import Batch, Sample
 from mmframe.contracts import PatchEmbedder
+from mmframe.data.loader_watch import Desk, Watched
 from mmframe.data.prompts import Prompt, prompts_of
 from mmframe.errors import UserError
 from mmframe.processing import ChatProcessor
@@ -72,6 +73,8 @@ class MultimodalData(L.LightningDataModule):
         self.train_rows: Rows | None = None
         self.val_rows: Rows | None = None
         self.allow_other_data = False
+        self.timeout = 0.0
+        """Seconds that loader processes may take for a batch; 0: no limit."""
 
     @abstractmethod
     def build(self, processor: ChatProcessor, embedder: PatchEmbedder) -> tuple[Rows, Rows | None]:
@@ -157,11 +160,12 @@ class MultimodalData(L.LightningDataModule):
         with warnings.catch_warnings():  # torchdata calls a deprecated function of torch and cannot help it
             warnings.filterwarnings("ignore", message=".*set_vital.*")
             loader = _Loader(
-                _RowDataset(rows),
+                _RowDataset(rows, self.num_workers),
                 batch_size=batch_size,
                 sampler=self._sampler(rows),
                 collate_fn=_collate,
                 num_workers=self.num_workers,
+                timeout=self.timeout if self.num_workers else 0,
             )
         loader.allow_other_data = self.allow_other_data
         return loader
@@ -174,6 +178,10 @@ class _Loader(StatefulDataLoader):
     """A stateful loader that refuses a state which it cannot continue exactly."""
 
     allow_other_data = False
+
+    def __iter__(self) -> Any:
+        dataset: Any = self.dataset
+        return Watched(super().__iter__(), dataset.desk, dataset.rows, self.timeout)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"facts": self._facts(), "data": self._data()}
@@ -193,11 +201,18 @@ class _Loader(StatefulDataLoader):
                     "(data.allow_other_data=true)"
                 )
         saved, facts = state_dict.get("facts", {}), self._facts()
+        elsewhere = state_dict.get("elastic")  # put in by mmframe.callbacks.elastic: the ranks are others
         for name, value in facts.items():
+            if elsewhere and name != "rows":
+                continue
             if name in saved and saved[name] != value and not (name == "rows" and self.allow_other_data):
                 raise UserError(
                     f"resume: the checkpoint was written with data {name}={saved[name]}, this run has {value}; {_WAYS}"
                 )
+        if elsewhere:
+            super().load_state_dict({})
+            self.sampler.go_on(elsewhere["epoch"], elsewhere["rows"])  # type: ignore[union-attr]
+            return
         super().load_state_dict(state_dict)
 
     def _facts(self) -> dict[str, int]:
@@ -231,6 +246,12 @@ class EpochSampler(DistributedSampler):
         super().__init__(range(num_rows), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
         self.num_rows, self.next_epoch = num_rows, 0
         self.begin = begin or (lambda epoch: None)
+        self.start: tuple[int, int] | None = None
+
+    def go_on(self, epoch: int, rows: int) -> None:
+        """The next iterator begins in the midst of an epoch, after so many rows of all ranks."""
+        self.start = epoch, min(rows // self.num_replicas, len(self))
+        self.next_epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         pass  # see the class: our own count is the right one
@@ -252,6 +273,8 @@ class _EpochIterator(Iterator):
     def __next__(self) -> tuple[int, int]:
         if self.epoch < 0:
             self.epoch = self.sampler.next_epoch
+            if self.sampler.start is not None:
+                (self.epoch, self.place), self.sampler.start = self.sampler.start, None
             self.sampler.next_epoch += 1
             self.sampler.begin(self.epoch)
         if self.place >= len(self.sampler):
@@ -273,8 +296,9 @@ class _EpochIterator(Iterator):
 class _RowDataset(Dataset):
     """Map-style view of rows, indexed by (epoch, index)."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, workers: int = 0) -> None:
         self.rows = rows
+        self.desk = Desk(workers)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -282,10 +306,13 @@ class _RowDataset(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> Sample | _Failure:
         if get_worker_info() is None:
             return self.rows.sample(*place)
+        self.desk.take(*place)
         try:
             return self.rows.sample(*place)
         except UserError as error:  # a worker would wrap it in a traceback of many lines; the main process raises it
             return _Failure(str(error))
+        finally:
+            self.desk.leave()
 
 
 class _Failure:

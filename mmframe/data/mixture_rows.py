@@ -67,6 +67,12 @@ class MixtureRows:
         """Planned tokens of a row, known without reading it."""
         return sum(self.plan.visits(epoch, index).tokens)
 
+    def describe(self, epoch: int, index: int) -> str:
+        """The records of a row, for messages."""
+        visits = self.plan.visits(epoch, index)
+        told = [f"{self.parts[p].name} {r}" for p, r in zip(visits.part[:6], visits.record[:6], strict=True)]
+        return f"records {', '.join(told)}{', ...' if len(visits.record) > 6 else ''}"
+
     def sample(self, epoch: int, index: int) -> Sample:
         """A row. Records that cannot be decoded are missing from it, and listed in its `left_out`.
 
