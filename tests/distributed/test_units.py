@@ -86,7 +86,11 @@ def test_what_an_adapter_adds_is_a_unit_of_its_own(adapter: Any, monkeypatch: py
         assert len({name in trained for name in unit}) == 1, unit
 
 
-@pytest.mark.parametrize("router", [TopKRouter(QKV_FFN), ModalityRouter(QKV_FFN, form="low_rank", rank=2)], ids=["top_k", "low_rank"])
+@pytest.mark.parametrize(
+    "router",
+    [TopKRouter(QKV_FFN), ModalityRouter(QKV_FFN, form="low_rank", rank=2)],
+    ids=["top_k", "low_rank"],
+)
 def test_other_routers_can_be_sharded(router: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for policy in ("visual", "everything"):
         net = tiny_net(router=type(router)(**router.spec["init_args"]))
