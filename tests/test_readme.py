@@ -50,7 +50,7 @@ def test_the_commands_are_found() -> None:
 def test_command_of_the_readme_runs(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command, comments=True)[1:]
     if words[0] == "plan":  # at full size: tests/plan
-        words = [word.replace("evip_pp", "toy/evip_pp") for word in words]
+        words = [{"evip_pp": "toy/evip_pp", "256": "8"}.get(word, word) for word in words]
     if words[0] == "fit" and "--dry-run" not in words:
         words += ["--run-dir", str(tmp_path / "run"), "--in-process", "--trainer.max_steps=2"]
     monkeypatch.chdir(ROOT)

@@ -125,12 +125,12 @@ def test_a_save_that_is_cut_off_leaves_the_old_file(tmp_path: Path, monkeypatch:
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written under another name, synced, then renamed."""
+    """Written under another name, synced, then renamed; then the folder is synced."""
     path, steps = tmp_path / "w.safetensors", []
     real_sync, real_replace = os.fsync, os.replace
 
     def sync(number: int) -> None:
-        assert not path.exists()
+        assert path.exists() == ("replace" in steps)
         steps.append("fsync")
         real_sync(number)
 
@@ -142,7 +142,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
     save_weights(tiny_net(), path)
-    assert steps[:2] == ["fsync", "replace"] and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    assert steps == ["fsync", "replace", "fsync"] and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 # ---- init_from
