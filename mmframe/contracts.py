@@ -261,6 +261,9 @@ class Adapter(Component, ABC):
 class Objective(Component, ABC):
     """What a stage minimises. Has no parameters of its own."""
 
+    seen: tuple[Tensor, Tensor] | None = None
+    """Of the last call, without gradients: loss and weight of each supervised token, fp32 [S]; for the logs alone."""
+
     @abstractmethod
     def __call__(self, net: nn.Module, batch: "Batch") -> tuple[Tensor, Tensor]:
         """Weighted sum of losses and sum of weights, fp32 scalars: sums, not a mean, so that whoever splits a

@@ -82,6 +82,7 @@ class NextToken(Objective):
         logits_SV = net(batch).logits
         weights_S = self.weights(batch)
         ce_S = cross_entropy(logits_SV, batch.labels[batch.supervised])
+        self.seen = ce_S.detach(), weights_S
         return (weights_S * ce_S).sum(), weights_S.sum()
 
     def weights(self, batch: Batch) -> Tensor:
