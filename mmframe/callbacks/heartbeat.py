@@ -22,7 +22,8 @@ class Heartbeat(Callback):
     in the chain.
 
     It is written between batches, not from a thread, so that a run that hangs falls silent. `phase` is "starting",
-    "training" or "validating"; at the end "done", "stopped" (SIGTERM, Ctrl-C) or "failed", then with `error`, its first line.
+    "training" or "validating"; at the end "done", "stopped" (SIGTERM, Ctrl-C) or "failed", then with `error`, its
+    first line.
 
     Args:
         folder: The run directory.

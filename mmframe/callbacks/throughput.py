@@ -18,7 +18,7 @@ _COUNTS = ("tokens", "image_tokens", "supervised", "samples")
 
 
 class Throughput(Callback):
-    """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, of the time the share in which training
+    """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, share of the time in which training
     waited for data, peak memory, gradient norms.
 
     The module tells what a batch held: `step_stats = {"tokens": ..., "image_tokens": ..., "supervised": ...,

@@ -38,7 +38,7 @@ TOOLS = {
     "watch": (
         "mmframe.cli.watch",
         "main",
-        "RUN: its stages, loss, speed and time to go, as it goes; from any terminal",
+        "RUN: stages, loss, speed and time to go, as it goes; from any terminal",
     ),
     "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes, runs or checkpoints differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
