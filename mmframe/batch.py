@@ -47,6 +47,7 @@ class Sample:
     image_tiles  number of tiles of each image
     left_out     records that should stand in the row and could not be read
     num_records  records of the row, those left out among them
+    sources      name of the source of each document, for the logs; () where nobody told
     """
 
     key: str
@@ -65,6 +66,7 @@ class Sample:
     image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
     num_records: int = 1
+    sources: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.ids.numel()
@@ -83,6 +85,7 @@ class Sample:
             image_tiles=tuple(count for s in parts for count in s.image_tiles),
             left_out=tuple(bad for s in parts for bad in s.left_out),
             num_records=sum(s.num_records for s in parts),
+            sources=tuple(s.sources[0] if s.sources else source_of(s.key) for s in parts),
             **{name: torch.cat(column) for name, column in columns.items()},
         )
 
@@ -178,6 +181,7 @@ class Batch:
     supervised         int64 [S], host-made indices of the supervised tokens
     supervised_counts  int64 [S], host-made: how many tokens are supervised in the same branch of the same document:
                        questions that share an image are samples of their own
+    doc_sources        name of each document's source, "" where it is not known
     image_slots        int64 [N], host-made indices of the slots, which the patch embedder fills
     """
 
@@ -205,6 +209,7 @@ class Batch:
     image_tiles: tuple[int, ...] = ()
     left_out: tuple[Any, ...] = ()
     num_records: int = 0
+    doc_sources: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -254,6 +259,7 @@ class Batch:
             image_tiles=tuple(count for s in samples for count in s.image_tiles),
             left_out=tuple(bad for s in samples for bad in s.left_out),
             num_records=sum(s.num_records for s in samples),
+            doc_sources=tuple(name for s in samples for name in _sources(s)),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -268,6 +274,19 @@ class Batch:
     def pin_memory(self) -> Batch:
         pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **pinned)
+
+
+def source_of(key: str) -> str:
+    """The source that a sample's key begins with, as data sets of records write it: SOURCE:ID; "" without one."""
+    name, colon, _ = key.partition(":")
+    return name if colon else ""
+
+
+def _sources(sample: Sample) -> tuple[str, ...]:
+    """A name for each document of a row."""
+    documents = len(sample.docs.unique_consecutive())
+    known = sample.sources or (source_of(sample.key),)
+    return known if len(known) == documents else (known[0] if len(set(known)) == 1 else "",) * documents
 
 
 def joined_tiles(parts: Sequence[Tensor]) -> Tensor:

@@ -269,6 +269,9 @@ class Objective(Component, ABC):
     """It calls the model as a whole. One that calls parts of it cannot be trained with a sharded model, whose weights
     are there only inside of such a call."""
 
+    seen: tuple[Tensor, Tensor] | None = None
+    """Of the last call, without gradients: loss and weight of each supervised token, fp32 [S]; for the logs alone."""
+
     @abstractmethod
     def __call__(self, net: nn.Module, batch: "Batch") -> tuple[Tensor, Tensor]:
         """Weighted sum of losses and sum of weights, fp32 scalars: sums, not a mean, so that whoever splits a

@@ -11,13 +11,15 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from mmframe.callbacks.data_wait import WaitClock
 from mmframe.freezing import component_of
 
 _COUNTS = ("tokens", "image_tokens", "supervised", "samples")
 
 
 class Throughput(Callback):
-    """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, peak memory, gradient norms.
+    """Logs, every `log_every_n_steps`: tokens per second, share of image tokens, share of the time in which training
+    waited for data, peak memory, gradient norms.
 
     The module tells what a batch held: `step_stats = {"tokens": ..., "image_tokens": ..., "supervised": ...,
     "samples": ...}`. Times of validation and of checkpoints are not counted. The rank's own tokens are logged, times
@@ -35,10 +37,22 @@ class Throughput(Callback):
         self._seen_image = 0
         self._logged = 0
         self._start = 0.0
+        self._wait = WaitClock()
+        self.rate = 0.0
+        """Tokens per second of all ranks, as it was last logged."""
+        self.just_logged = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._wait.watch(trainer)
+
+    def leave_out(self, seconds: float) -> None:
+        """Does not count so much of the time since the last batch."""
+        self._start += seconds
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if not self._start:
             self._start = time.monotonic()
+            self._wait.taken()  # the first fetch, in which loaders start
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         stats = getattr(pl_module, "step_stats", None) or {}
@@ -52,11 +66,14 @@ class Throughput(Callback):
         self._start = now
         step = trainer.global_step
         if step == self._logged or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
+            self.just_logged = False
             return
-        self._logged = step
+        self._logged, self.just_logged = step, True
         tokens, image = self.tokens - self._seen, self.image_tokens - self._seen_image
+        self.rate = tokens / max(self._busy, 1e-9) * trainer.world_size
         values = {
-            "train/tokens_per_s": tokens / max(self._busy, 1e-9) * trainer.world_size,
+            "train/tokens_per_s": self.rate,
+            "train/data_wait_share": min(1.0, self._wait.taken() / max(self._busy, 1e-9)),
             "train/image_token_share": image / max(tokens, 1),
             "train/tokens": float(self.tokens) * trainer.world_size,
             **memory(),

@@ -16,7 +16,8 @@ from mmframe.cli.arguments import RunArguments
 from mmframe.cli.check import check
 from mmframe.cli.job import Handover, Job
 from mmframe.cli.recipe import Recipe, load_recipe, recipe_hash
-from mmframe.cli.run_dir import RunDir, State, is_rank_zero
+from mmframe.cli.run_dir import RunDir, State, is_rank_zero, write_atomically
+from mmframe.cli.run_state import CHAIN, chain_text
 from mmframe.cli.start_from import fingerprint
 from mmframe.errors import UserError
 
@@ -139,6 +140,13 @@ class Chain:
             _say(f"{line}; set aside as .damaged, the one before it is taken")
         return path
 
+    def list_stages(self) -> None:
+        """Writes chain.json: which stages there are, in order, for those who watch."""
+        if self.steps[0].stage is not None:
+            self.root.mkdir(parents=True, exist_ok=True)
+            text = chain_text(self.name, {str(step.stage): step.steps for step in self.steps})
+            write_atomically(self.root / CHAIN, text)
+
     def selected(self) -> list[int]:
         """Numbers of the stages to run, from 0."""
         return [i for i, step in enumerate(self.steps) if self.args.stage in (None, step.stage)]
@@ -168,6 +176,8 @@ def fit(args: RunArguments, recipe: Recipe | None = None) -> int:
             chain.steps[index].run.set_aside()
     for index in () if fresh else chain.selected():
         chain.state(index)  # what does not fit is told before the first stage starts, not hours later
+    if is_rank_zero() and not args.handover:
+        chain.list_stages()
     for index in chain.selected():
         step = chain.steps[index]
         state: State = "new" if fresh and not is_rank_zero() else chain.state(index)

@@ -21,16 +21,21 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from mmframe import registry, strategies
+from mmframe.callbacks.breakdown import Breakdown
 from mmframe.callbacks.elastic import Elastic
 from mmframe.callbacks.flops import Flops
+from mmframe.callbacks.heartbeat import Heartbeat
 from mmframe.callbacks.jsonl import JsonlLogger
 from mmframe.callbacks.keep_checkpoints import KeepCheckpoints
+from mmframe.callbacks.learning_rates import LearningRates
 from mmframe.callbacks.predictions import Predictions
 from mmframe.callbacks.progress import StageProgress
 from mmframe.callbacks.step_guard import StepGuard
 from mmframe.callbacks.task_scores import TaskScores
 from mmframe.callbacks.throughput import Throughput
+from mmframe.callbacks.utilisation import Utilisation
 from mmframe.checkpoint_io import CheckpointWriter, disk_full
+from mmframe.cli import loggers
 from mmframe.cli.job import Job
 from mmframe.cli.malloc import keep_freed_memory
 from mmframe.cli.record import RunRecord
@@ -126,6 +131,8 @@ class MMFrameCLI(LightningCLI):
         trainer = tree.setdefault("trainer", {})
         if trainer.get("default_root_dir") is None:
             trainer["default_root_dir"] = str(self.job.run.path)
+        if self.job.command == "fit":
+            trainer["logger"] = loggers.filled_in(trainer.get("logger"), self.job)
         self.config = parser.parse_object({"subcommand": self.job.command, self.job.command: tree})
 
     def _parse_ckpt_path(self) -> None:
@@ -178,11 +185,13 @@ class MMFrameCLI(LightningCLI):
         own = _listed(settings.get("callbacks"))
         added: list[Callback] = [self.record]
         if self.job.command == "fit":
-            for counts in (Throughput, Flops):
+            for counts in (Throughput, Flops, Utilisation, Breakdown, LearningRates):
                 if not any(isinstance(c, counts) for c in own):
                     added.append(counts())
             added.append(Elastic())
             added.append(StepGuard(read_faults(self.job.config), self.job.run.path))
+            if not settings.get("fast_dev_run"):
+                added.append(Heartbeat(self.job.run.path, self.job.handover))
             saves = settings.get("enable_checkpointing") is not False and not settings.get("fast_dev_run")
             if saves and not any(isinstance(c, ModelCheckpoint) for c in own):
                 every = self.job.config.get("checkpoint_every", CHECKPOINT_EVERY)

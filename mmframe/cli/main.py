@@ -35,7 +35,13 @@ TOOLS = {
     "web": ("mmframe.cli.web", "main", "a chat page in the browser (extra: web)"),
     "ablate": ("mmframe.cli.ablate", "main", "GRID | report: change one thing, keep the rest equal, over seeds"),
     "replay": ("mmframe.cli.replay", "main", "RUN: run a step again at which a run stopped; names the first module"),
-    "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes or runs differ"),
+    "runs": ("mmframe.cli.runs", "main", "[DIR]: the runs there and their state: done, running, stopped, failed, dead"),
+    "watch": (
+        "mmframe.cli.watch",
+        "main",
+        "RUN: stages, loss, speed and time to go, as it goes; from any terminal",
+    ),
+    "diff": ("mmframe.cli.diff", "main", "A B: the keys in which two recipes, runs or checkpoints differ"),
     "doctor": ("mmframe.cli.doctor", "main", "what is installed, what would run, who owns the commands"),
 }
 EXAMPLES = """examples:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import TextIO
 
 
@@ -67,3 +69,23 @@ def clock(seconds: float) -> str:
     total = int(max(seconds, 0))
     hours, minutes = total // 3600, total % 3600 // 60
     return f"{hours}:{minutes:02d}:{total % 60:02d}" if hours else f"{minutes}:{total % 60:02d}"
+
+
+def age(seconds: float) -> str:
+    """12 s, 5 min, 3 h, 8 d."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def sparkline(values: Sequence[float], width: int = 20) -> str:
+    """Values as a row of bars, lowest to highest; many are averaged into `width` groups, in order."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return ""
+    width = min(width, len(known))
+    groups = [known[len(known) * i // width : len(known) * (i + 1) // width] for i in range(width)]
+    means = [sum(group) / len(group) for group in groups]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / (high - low)) if high > low else 0] for mean in means)

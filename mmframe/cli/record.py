@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import uuid
@@ -49,7 +50,14 @@ class RunRecord(Callback):
     def _write_meta(self) -> None:
         run = self.job.run
         attempts = read_json(run.meta).get("attempts", [])
-        attempts.append({"started": _now(), "pid": os.getpid(), "resumed": self.job.resume is not None})
+        attempts.append(
+            {
+                "started": _now(),
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "resumed": self.job.resume is not None,
+            }
+        )
         meta = {
             **self.origin(),
             "device": device_name(),

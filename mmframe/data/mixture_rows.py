@@ -100,6 +100,7 @@ class MixtureRows:
                     f"sample {one.key!r} of {part.name} has {len(one.ids)} tokens, {tokens} were measured: the data "
                     "has changed since; measure again with `mmframe data plan RECIPE --fresh`"
                 )
+            one.source = part.name
             found.append(one)
         tiles = buffer.tiles() if buffer.used else torch.zeros(0, 3, 1, 1)
         return replace(packed(found, tiles), left_out=tuple(bad), num_records=len(visits.record))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmframe.batch import IGNORE, Sample, joined_tiles
+from mmframe.batch import IGNORE, Sample, joined_tiles, source_of
 from mmframe.contracts import PatchEmbedder
 from mmframe.errors import UserError
 from mmframe.kinds import TokenKind
@@ -41,6 +41,7 @@ class Row:
     images_placed: int = 0
     trunk_length: int = 0
     image_tiles: list[int] = field(default_factory=list)
+    source: str = ""
 
     def text(self, text: str, special: bool, supervised: bool = False) -> None:
         """Appends a text; pieces are encoded one by one, which is exact where they meet at a marker or line break."""
@@ -146,6 +147,7 @@ def packed(rows: Sequence[Row], tiles: Tensor, labelled: bool = True) -> Sample:
         tiles=tiles,
         image_tiles=tuple(count for row in rows for count in row.image_tiles),
         num_records=len(rows),
+        sources=tuple(row.source or source_of(row.key) for row in rows),
     )
 
 

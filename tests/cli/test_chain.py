@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from mmframe.callbacks.jsonl import read_metrics
 from mmframe.cli.main import main
+from mmframe.cli.run_state import chain_stages, look
 
 from .conftest import start
 
@@ -59,12 +60,15 @@ def story(tmp_path_factory):
     first.send_signal(signal.SIGTERM)
     told["terminated"] = first.communicate(timeout=400)[0]
     told["terminated code"] = first.returncode
+    told["states"] = [look(run / stage) for stage in STAGES]
     told["after"] = {f.name for f in (run / STAGES[0]).iterdir()}
 
     second = start(*words, run, cwd=folder)
     wait_for(lambda: steps_of(run / STAGES[1]) >= 5 and (run / STAGES[1] / "checkpoints/last.ckpt").exists(), second)
+    told["states"] += [look(run / stage) for stage in STAGES]
     os.killpg(second.pid, signal.SIGKILL)
     told["killed"] = second.communicate(timeout=400)[0]
+    told["states"].append(look(run / STAGES[1]))
 
     third = start(*words, run, cwd=folder)
     told["finished"] = third.communicate(timeout=400)[0]
@@ -81,6 +85,17 @@ def test_sigterm_stops_with_a_checkpoint_and_code_143(story):
     assert "stopped by SIGTERM; the same command continues it" in told["terminated"]
     assert "checkpoints" in told["after"] and not {"done.json", "weights.safetensors"} & told["after"]
     assert "Traceback" not in told["terminated"]
+
+
+def test_who_watches_is_told_how_it_is(story):
+    folder, told = story
+    states = told["states"]
+    assert [run.state for run in states] == ["stopped", "waiting", "done", "running", "dead"]
+    assert (states[0].recipe, states[0].stage, states[0].steps) == ("mine", STAGES[0], 60)
+    killed = json.loads((folder / "run" / STAGES[1] / "meta.json").read_text())["attempts"][0]["pid"]
+    assert states[4].why == f"process {killed} is gone"
+    assert chain_stages(folder / "run") == {"one": 60, "two": 60}
+    assert [look(folder / "run" / stage).state for stage in STAGES] == ["done", "done"]
 
 
 def test_the_chain_goes_on_where_it_was_cut_off(story):
@@ -101,8 +116,9 @@ def test_the_continued_run_is_the_uninterrupted_run_bit_for_bit(story):
         one, other = (load_file(folder / name / stage / "weights.safetensors") for name in ("run", "whole"))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one), stage
-    losses = [[row["train/loss"] for row in read_metrics(folder / n / STAGES[1])] for n in ("run", "whole")]
-    assert losses[0] == losses[1] and len(losses[0]) == 60
+    for name in ("train/loss", "loss/all", "tokens/text", "lr/experts"):
+        logged = [[row[name] for row in read_metrics(folder / n / STAGES[1])] for n in ("run", "whole")]
+        assert logged[0] == logged[1] and len(logged[0]) == 60
 
 
 def test_metrics_of_all_attempts_are_kept(story):

@@ -26,10 +26,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_runs_differ_in_one_key(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", str(runs[0]), str(runs[1])]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if "default_root_dir" not in line] == [
-        "model.router.init_args.init: 'zero' -> 'random'"
-    ]
+    assert capsys.readouterr().out.splitlines() == ["model.router.init_args.init: 'zero' -> 'random'"]
+
+
+def test_what_runs_wrote_differs_as_the_runs_do(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    key = "model.router.init_args.init: 'zero' -> 'random'"
+    for file in ("weights.safetensors", "checkpoints/last.ckpt"):
+        assert main(["diff", str(runs[0] / file), str(runs[1] / file)]) == 1
+        assert capsys.readouterr().out.splitlines() == [key]
+        assert main(["diff", str(runs[0]), str(runs[0] / file)]) == 0
+    assert main(["diff", str(runs[0].parent), str(runs[1].parent)]) == 1  # whole chains, as far as they have run
+    assert capsys.readouterr().out.splitlines() == [f"s1_1_concept.{key}"]
+    broken = runs[0].parent / "broken.ckpt"
+    broken.write_bytes(b"no checkpoint")
+    assert main(["diff", str(broken), str(runs[0])]) == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_a_run_does_not_differ_from_itself(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

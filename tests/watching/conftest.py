@@ -1,0 +1,3 @@
+"""Fixtures of the command line's tests, which these use too."""
+
+from tests.cli.conftest import cli, elsewhere, fails  # noqa: F401
