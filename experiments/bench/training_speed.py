@@ -251,8 +251,8 @@ def write(figures: dict[str, Any], args: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=2), flush=True)
     if args.dry:
         return
-    given = {"size": args.size, "device": args.device, "documents": args.documents, "rounds": args.rounds}
-    words = " ".join(f"--{name} {value}" for name, value in given.items())
+    given = {name: getattr(args, name) for name in ("size", "device", "documents", "rounds", "threads")}
+    words = " ".join(f"--{name} {value}" for name, value in given.items()) + " --compile" * args.compile
     print(write_result(f"training_speed_{args.device}", f"python -m experiments.bench.training_speed {words}", figures))
 
 

@@ -24,7 +24,7 @@ def filled_in(given: Any, job: Job) -> Any:
     """
     if isinstance(given, list):
         return [filled_in(one, job) for one in given]
-    spec = {"class_path": given} if isinstance(given, str) else given
+    spec: Any = {"class_path": given} if isinstance(given, str) else given
     if not isinstance(spec, dict) or str(spec.get("class_path")).rpartition(".")[2] != WANDB:
         return given
     if find_spec("wandb") is None:

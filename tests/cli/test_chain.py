@@ -188,10 +188,10 @@ def test_one_stage_alone_and_again_with_force(cli, story, elsewhere):
              "--trainer.max_steps=2"]  # fmt: skip
     code, _, err = cli(*words)
     assert code == 0, err
-    assert {folder.name for folder in (elsewhere / "r").iterdir()} == {"two"}
+    assert {folder.name for folder in (elsewhere / "r").iterdir() if folder.is_dir()} == {"two"}
     code, _, err = cli(*words, "--trainer.max_steps=3", "--force")
     assert code == 0, err
-    assert {folder.name for folder in (elsewhere / "r").iterdir()} == {"two", "two.old-1"}
+    assert {folder.name for folder in (elsewhere / "r").iterdir() if folder.is_dir()} == {"two", "two.old-1"}
     assert json.loads((elsewhere / "r" / "two" / "done.json").read_text())["steps"] == 3
 
 
