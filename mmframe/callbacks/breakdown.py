@@ -40,6 +40,7 @@ class Breakdown(Callback):
         self._logged = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._logged = trainer.global_step  # else a run that goes on would log in the middle of its first step
         if not trainer.is_global_zero:  # a checkpoint holds what rank 0 has seen
             self.tokens.zero_()
             self.sums = None
@@ -85,7 +86,7 @@ class Breakdown(Callback):
         if not source:
             return 0
         if source not in self._rows:
-            name = source if len(self._rows) < MOST_SOURCES else OTHERS
+            name = f"source/{source if len(self._rows) < MOST_SOURCES else OTHERS}"
             if name not in self.names:
                 self.names.append(name)
             self._rows[source] = self.names.index(name)
@@ -94,8 +95,7 @@ class Breakdown(Callback):
     def _of_all_ranks(self, world_size: int) -> dict[str, list[float]]:
         mine = {f"tokens/{name}": [float(n)] for name, n in zip(self._kinds(), self.tokens.tolist(), strict=True)}
         for name, pair in zip(self.names, [] if self.sums is None else self.sums.tolist(), strict=False):
-            at = f"loss/{name}" if name in (ALL, TEXT_ONLY, WITH_IMAGE) else f"loss/source/{name}"
-            mine[at] = pair
+            mine[f"loss/{name}"] = pair
         if world_size == 1:
             return mine
         gathered: list[Any] = [None] * world_size

@@ -44,6 +44,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._wait.watch(trainer)
+        self._logged = trainer.global_step  # else a run that goes on would log in the middle of its first step
 
     def leave_out(self, seconds: float) -> None:
         """Does not count so much of the time since the last batch."""

@@ -15,7 +15,7 @@ from mmframe.callbacks.throughput import Throughput
 from mmframe.planning.gpus import gpu
 
 GPUS = {"H100 80GB HBM3": "h100", "H200": "h200", "A100": "a100"}
-"""Part of a CUDA device's name -> its row in mmframe/planning/gpus.json."""
+"""Part of a CUDA device's name -> its row in mmframe/planning/gpus.json. Its NVL cards have lower peaks."""
 SIZE, TRIES = 768, 3
 
 
@@ -59,7 +59,7 @@ def peak_of(device: torch.device, precision: str) -> tuple[float | None, str]:
     if device.type != "cuda":
         return None, f"no peak is known of a {device.type} device"
     name = torch.cuda.get_device_name(device)
-    row = next((row for part, row in GPUS.items() if part in name), None)
+    row = next((row for part, row in GPUS.items() if part in name and "NVL" not in name), None)
     if row is None:
         return None, f"{name} is not in mmframe/planning/gpus.json"
     if "16" not in precision:

@@ -199,8 +199,9 @@ def _asked_steps(folder: Path) -> int:
 
 def _place(folder: Path) -> tuple[str, str]:
     """Recipe and stage by the names of the folders, where nothing else tells: the chain's list, or nothing."""
-    stages = chain_stages(folder.parent)
-    return (folder.parent.name, folder.name) if folder.name in stages else (folder.name, "")
+    if folder.name not in chain_stages(folder.parent):
+        return folder.name, ""
+    return str(read_json(folder.parent / CHAIN).get("recipe") or folder.parent.name), folder.name
 
 
 def chain_stages(folder: Path) -> dict[str, int]:

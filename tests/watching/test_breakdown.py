@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from mmframe.batch import Batch, Sample
 from mmframe.callbacks.breakdown import MOST_SOURCES, OTHERS, Breakdown
 from mmframe.callbacks.jsonl import JsonlLogger, read_metrics
 from mmframe.callbacks.learning_rates import LearningRates
+from mmframe.callbacks.throughput import Throughput
 from mmframe.objectives import NextToken, cross_entropy
 from tests.helpers import QKV_FFN, fit, row, tiny_module
 
@@ -96,4 +100,36 @@ def test_names_without_end_are_counted_together():
     callback = Breakdown()
     for number in range(MOST_SOURCES + 5):
         callback._row(f"source {number}")
-    assert len(callback.names) == 3 + MOST_SOURCES + 1 and callback.names[-1] == OTHERS
+    assert len(callback.names) == 3 + MOST_SOURCES + 1 and callback.names[-1] == f"source/{OTHERS}"
+
+
+def test_a_source_may_be_called_like_a_group():
+    callback, given = Breakdown(), replace(BATCHES[1], doc_sources=("text_only",))
+    callback._count(given, (torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)))
+    values = callback.values(callback._of_all_ranks(1))
+    assert values["loss/source/text_only"] == values["loss/image"] == 2 and "loss/text_only" not in values
+
+
+class SaveFirst(Callback):
+    """Keeps the checkpoint of the first step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        file = Path(trainer.default_root_dir, "first.ckpt")
+        if trainer.global_step == 1 and not file.exists():
+            trainer.save_checkpoint(file)
+
+
+def test_the_first_step_after_a_resume_is_counted_whole(tmp_path):
+    """It has two micro-batches, and the checkpoint was taken where a line was due."""
+
+    def second_line(ckpt_path: Path | None = None) -> dict[str, Any]:
+        folder = tmp_path / ("whole" if ckpt_path is None else "resumed")
+        options: dict[str, Any] = {"logger": JsonlLogger(folder), "log_every_n_steps": 1, "accumulate_grad_batches": 2}
+        options |= {"callbacks": [Throughput(), Breakdown(), SaveFirst()], "default_root_dir": tmp_path}
+        fit(tiny_module(QKV_FFN), BATCHES, ckpt_path, **options)
+        return read_metrics(folder)[-1]
+
+    whole, resumed = second_line(), second_line(tmp_path / "first.ckpt")
+    told = {name for name in whole if name.startswith(("loss/", "tokens/", "train/tokens", "train/image"))}
+    told.remove("train/tokens_per_s")
+    assert len(told) > 6 and {name: resumed.get(name) for name in told} == {name: whole[name] for name in told}

@@ -89,7 +89,7 @@ def test_the_peak_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         assert peak_of(torch.device("cuda"), "bf16-true")[0] == flops
     none, why = peak_of(torch.device("cuda"), "32-true")
     assert none is None and "16 bits" in why
-    for unknown in ("NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"):  # another peak than the table's H100
+    for unknown in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA GeForce RTX 4090"):  # other peaks
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=unknown: name)
         none, why = peak_of(torch.device("cuda"), "bf16-true")
         assert none is None and unknown in why

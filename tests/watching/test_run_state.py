@@ -107,6 +107,10 @@ def test_runs(cli, fails, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     _, out, _ = cli("runs", "runs", "--json", "--all")
     assert {run["state"] for run in json.loads(out)} == {"failed", "done", "running", "stopped"}
+    (chain / "three").mkdir()
+    (chain / "three" / "recipe.yaml").touch()  # its process has not got further than this
+    (chain / "chain.json").write_text(chain_text("a/recipe", {"one": 8, "two": 8, "three": 24}))
+    assert (look(chain / "three").recipe, look(chain / "three").stage) == ("a/recipe", "three")
     assert "nowhere is no folder" in fails("runs", "nowhere")
     assert "--json" in fails("runs", "--jsn")
 
