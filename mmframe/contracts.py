@@ -269,7 +269,7 @@ class Objective(Component, ABC):
     """It calls the model as a whole. One that calls parts of it cannot be trained with a sharded model, whose weights
     are there only inside of such a call."""
 
-    seen: tuple[Tensor, Tensor] | None = None
+    per_token: tuple[Tensor, Tensor] | None = None
     """Of the last call, without gradients: loss and weight of each supervised token, fp32 [S]; for the logs alone."""
 
     @abstractmethod

@@ -88,7 +88,7 @@ class NextToken(Objective):
             ce_S = cross_entropy(net(batch).logits, batch.labels[batch.supervised])
         else:
             ce_S = net(batch, chunk=self.chunk).cross_entropy
-        self.seen = ce_S.detach(), weights_S
+        self.per_token = ce_S.detach(), weights_S
         return (weights_S * ce_S).sum(), weights_S.sum()
 
     def weights(self, batch: Batch) -> Tensor:

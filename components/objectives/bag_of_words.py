@@ -49,7 +49,7 @@ class BagOfWords(Objective):
         logp_RV = F.log_softmax(cosine_RV / self.temperature, dim=-1)
         labels_S, weights_S = batch.labels[batch.supervised], self.weights(batch)
         ce_S = -logp_RV[document_T[batch.supervised], labels_S]
-        self.seen = ce_S.detach(), weights_S
+        self.per_token = ce_S.detach(), weights_S
         return (weights_S * ce_S).sum(), weights_S.sum()
 
     def weights(self, batch: Batch) -> Tensor:

@@ -50,7 +50,7 @@ class Breakdown(Callback):
     ) -> None:
         if not isinstance(batch, Batch):
             return
-        self._count(batch, getattr(getattr(pl_module, "objective", None), "seen", None))
+        self._count(batch, getattr(getattr(pl_module, "objective", None), "per_token", None))
         step = trainer.global_step
         if step == self._logged or step % max(1, trainer.log_every_n_steps):  # type: ignore[attr-defined]
             return
@@ -61,12 +61,12 @@ class Breakdown(Callback):
         self.tokens.zero_()
         self.sums = None
 
-    def _count(self, batch: Batch, seen: tuple[Tensor, Tensor] | None) -> None:
+    def _count(self, batch: Batch, per_token: tuple[Tensor, Tensor] | None) -> None:
         self.tokens[:-1] += batch.kinds.long().bincount(minlength=len(TokenKind))  # kinds stay on the host
         self.tokens[-1] += batch.supervised.numel()
-        if seen is None or not batch.supervised.numel():
+        if per_token is None or not batch.supervised.numel():
             return
-        loss_S, weight_S = seen
+        loss_S, weight_S = per_token
         rows_D = torch.tensor([self._row(name) for name in batch.doc_sources])  # of each document
         groups_T2 = torch.stack([rows_D, 1 + batch.doc_images.long()], 1).repeat_interleave(batch.doc_lengths, 0)
         if loss_S.is_cuda:

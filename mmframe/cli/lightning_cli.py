@@ -264,7 +264,7 @@ def run_job(job: Job) -> int:
             cli = MMFrameCLI(job, record)
     except MisconfigurationException as error:
         raise UserError(f"{job.label} {error} (--debug shows where)") from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         if (line := Watched.death(error)) is not None:
             raise UserError(line) from error
         if (said := lost_rank(error)) is not None:

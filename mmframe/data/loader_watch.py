@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -73,9 +74,14 @@ class Watched(Iterator):
 
     @classmethod
     def death(cls, error: BaseException) -> str | None:
-        """A line, if an error is torch's word for a loader process that was ended from outside."""
-        text = str(error)
-        if not ("DataLoader worker" in text and ("killed" in text or "exited" in text)):
+        """A line, if an error is torch's word for a loader process that was ended from outside, or comes from it.
+
+        Torch raises it wherever the program is when the signal arrives: who wrote a log line may have made it his own.
+        """
+        cause: BaseException | None = error
+        while cause is not None and not re.search(r"DataLoader worker.*(killed|exited)", str(cause)):
+            cause = cause.__cause__
+        if cause is None:
             return None
         where = cls.newest._where() if cls.newest is not None else "no row"
         return (

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mmframe.callbacks.jsonl import read_metrics
+from mmframe.data.loader_watch import Watched
 from tests.cli.conftest import ROOT, start
 
 from .support import DENSE, HERE, assert_same_weights, callback
@@ -62,6 +63,16 @@ def test_a_loader_process_that_hangs_or_dies_is_told_with_its_row(cli):
         code, _, err = cli(*words, data, "--faults.data_timeout=1", f"--run-dir=r-{dies}", "--trainer.max_steps=8")
         line = err.strip().splitlines()[-1]
         assert code == 2 and "Traceback" not in err and told in line and "row 9 of epoch 0 for" in line, err
+
+
+def test_the_death_of_a_loader_process_is_told_whoever_met_it_first():
+    """Torch raises it wherever the program is; a logger that was writing a line makes a ValueError of it."""
+    torch_says = RuntimeError("DataLoader worker (pid 19564) is killed by signal: Killed. ")
+    logger_says = ValueError("you tried to log 0 which is currently not supported")
+    assert Watched.death(logger_says) is None
+    logger_says.__cause__ = torch_says
+    for error in (torch_says, logger_says):
+        assert "was ended from outside" in (Watched.death(error) or "")
 
 
 @pytest.mark.slow

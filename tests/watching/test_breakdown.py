@@ -82,17 +82,17 @@ def test_ranks_are_added_up_by_name(monkeypatch):
 
 
 def test_a_killed_run_goes_on_with_its_sums():
-    def seen(batch: Batch) -> tuple[Tensor, Tensor]:
+    def per_token(batch: Batch) -> tuple[Tensor, Tensor]:
         return torch.arange(batch.supervised.numel()).float(), torch.ones(batch.supervised.numel())
 
     whole, first, second = Breakdown(), Breakdown(), Breakdown()
     for batch in BATCHES:
-        whole._count(batch, seen(batch))
+        whole._count(batch, per_token(batch))
     for batch in BATCHES[:2]:
-        first._count(batch, seen(batch))
+        first._count(batch, per_token(batch))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for batch in BATCHES[2:]:
-        second._count(batch, seen(batch))
+        second._count(batch, per_token(batch))
     assert second._of_all_ranks(1) == whole._of_all_ranks(1)
 
 
