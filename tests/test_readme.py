@@ -29,7 +29,8 @@ NEEDS_A_MODEL = [
 ]
 NEEDS_DATA = [line for line in LINES if " data " in line or "data/offline" in line]
 ABLATES = [line for line in LINES if " ablate " in line]
-APART = EVALUATES + NEEDS_A_MODEL + NEEDS_DATA + ABLATES
+NEEDS_RUNS = [line for line in LINES if re.match("mmframe (runs|watch|diff)", line)]
+APART = EVALUATES + NEEDS_A_MODEL + NEEDS_DATA + ABLATES + NEEDS_RUNS
 COMMANDS = [line for line in LINES if line not in APART and not re.search("doctor|replay", line)]
 """`replay` needs a run that went wrong: tests/faults."""
 
@@ -109,6 +110,25 @@ def test_commands_of_the_readme_about_scores_run(tmp_path: Path, monkeypatch: py
         words += ["--in-process"] if words[0] == "test" else []
         assert main(words) == 0, command
     assert (tmp_path / "results" / "MODEL" / "toy_choice" / "result.json").is_file()
+
+
+def test_commands_of_the_readme_about_runs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--config", "toy/evip_pp", "--in-process", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    assert main(fit) == 0
+    for name, seed in (("a", 1), ("b", 2)):
+        assert main([*fit, "--stage=s1_1_concept", f"--run-dir=runs/{name}", f"--seed_everything={seed}"]) == 0
+    capsys.readouterr()
+    assert [line.split()[1] for line in NEEDS_RUNS] == ["runs", "watch", "diff"]
+    said = []
+    for command in NEEDS_RUNS:
+        code = main(shlex.split(command, comments=True)[1:])
+        assert code == int("diff" in command), (command, capsys.readouterr().err)  # as diff: 1 where they differ
+        said.append(capsys.readouterr().out)
+    assert all("s2_instruction" in words for words in said[:2]) and "done" in said[0]
+    assert "seed_everything" in said[2] and "max_steps" not in said[2]
 
 
 def test_commands_of_the_readme_about_ablations_are_understood(
