@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +23,11 @@ Encoded = TypeVar("Encoded")
 
 
 def batches(
-    count: int, batch_size: int, length: Callable[[int], int], wanted: Callable[[int], bool]
+    count: int,
+    batch_size: int,
+    length: Callable[[int], int],
+    wanted: Callable[[int], bool],
+    kin: Callable[[int], Hashable] = int,
 ) -> Iterator[list[int]]:
     """Places 0..count-1 in batches of like length.
 
@@ -35,13 +39,17 @@ def batches(
         batch_size: Of a batch.
         length: Tokens of a prompt, nearly. Is asked when the window of the place begins.
         wanted: Whether a place has no answer yet; a batch in which none is wanted is left out.
+        kin: What places that stay together have in common, e.g. their picture, which then runs once.
     """
     for start in range(0, count, WINDOW * batch_size):
         window = range(start, min(start + WINDOW * batch_size, count))
         if not any(map(wanted, window)):
             continue
         lengths = {place: length(place) for place in window}
-        order = sorted(window, key=lambda place: (-lengths[place], place))
+        longest: dict[Hashable, tuple[int, int]] = {}  # of kin: that it is first, and which it is
+        for place in window:
+            longest[kin(place)] = min(longest.get(kin(place), (0, place)), (-lengths[place], place))
+        order = sorted(window, key=lambda place: (longest[kin(place)], -lengths[place], place))
         for first in range(0, len(order), batch_size):
             batch = order[first : first + batch_size]
             if any(map(wanted, batch)):

@@ -145,17 +145,27 @@ class KVCache:
         self.lengths, self.expected = list(lengths), [0] * self.num_rows
         self.used.copy_(torch.tensor(self.lengths))
 
-    def take(self, other: KVCache) -> None:
-        """Takes over what another cache of as many rows holds: how a cache grows."""
+    def take(self, other: KVCache, rows: Sequence[int] | None = None) -> None:
+        """Takes over what another cache holds: how a cache grows, and how rows share a beginning that ran once.
+
+        Args:
+            other: No longer than this one.
+            rows: Row of the other for each row of this one, -1 for none; None: its own.
+        """
         n = max(other.lengths)
-        assert n <= self.capacity and self.num_rows == other.num_rows and self.raw_keys == other.raw_keys
-        for mine, theirs in zip(self.keys + self.values, other.keys + other.values, strict=True):
-            mine[:, :n] = theirs[:, :n]
-        self.kinds[:, :n], self.table[:, :, :n] = other.kinds[:, :n], other.table[:, :, :n]
-        self.positions[..., :n] = other.positions[..., :n]
-        self.lengths, self.expected = list(other.lengths), list(other.expected)
-        self.num_images = list(other.num_images)
-        self.used.copy_(other.used)
+        source = list(range(other.num_rows)) if rows is None else list(rows)
+        assert n <= self.capacity and self.num_rows == len(source) and self.raw_keys == other.raw_keys
+        mine = [row for row, theirs in enumerate(source) if theirs >= 0]
+        theirs = [source[row] for row in mine]
+        to, of = (torch.tensor(places, dtype=torch.int64, device=self.used.device) for places in (mine, theirs))
+        for new, old in zip(self.keys + self.values, other.keys + other.values, strict=True):
+            new[:, :n].index_copy_(0, to, old[:, :n].index_select(0, of))
+        self.kinds[to, :n], self.table[:, to, :n] = other.kinds[of, :n], other.table[:, of, :n]
+        self.positions[..., to, :n] = other.positions[..., of, :n]
+        for row, place in zip(mine, theirs, strict=True):
+            self.lengths[row], self.expected[row] = other.lengths[place], other.expected[place]
+            self.num_images[row] = other.num_images[place]
+        self.used.index_copy_(0, to, other.used.index_select(0, of))
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """A new cache whose row i is a copy of row rows[i]: forks a shared prefix, drops finished rows."""

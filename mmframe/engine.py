@@ -21,6 +21,7 @@ from mmframe.generation import StaticStep, Step, run_prompts
 from mmframe.model import MultimodalLM
 from mmframe.processing import ChatProcessor
 from mmframe.sampling import RowSampler, SamplingParams, sample
+from mmframe.shared_prefix import run_beginnings
 from mmframe.streaming import TextStream
 
 SMALLEST_STATIC = 256
@@ -203,12 +204,13 @@ class Engine:
         return answers
 
     def prefill(self, prompts: Sequence[Sample], cache: KVCache) -> Tensor:
-        """Runs prompts into a cache; logits [B, V] after each.
+        """Runs prompts into a cache; logits [B, V] after each. What several begin with runs once (shared_prefix).
 
         Raises:
             UserError: they are NaN or infinite.
         """
-        logits_BV = run_prompts(self.net, prompts, cache, self.prefill_chunk)
+        left = run_beginnings(self.net, prompts, cache, self.prefill_chunk)
+        logits_BV = run_prompts(self.net, left, cache, self.prefill_chunk)
         bad = (~logits_BV.isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
             raise UserError(

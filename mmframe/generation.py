@@ -51,7 +51,7 @@ def run_prompts(net: MultimodalLM, prompts: Sequence[Sample], cache: KVCache, ch
     logits: list[Tensor | None] = [None] * len(prompts)
     for number in range(max(len(e) for e in ends)):
         spans = [(e[number - 1] if number else 0, e[number]) if number < len(e) else (e[-1], e[-1]) for e in ends]
-        pieces = [_piece(sample, *span) for sample, span in zip(prompts, spans, strict=True)]
+        pieces = [part_of(sample, *span) for sample, span in zip(prompts, spans, strict=True)]
         batch = Batch.collate(pieces).to(device)
         x_TD = torch.cat([x[first:end] for x, (first, end) in zip(embedded, spans, strict=True)])
         done = [row for row, (first, end) in enumerate(spans) if first < end == len(prompts[row])]
@@ -85,7 +85,7 @@ def piece_ends(sample: Sample, chunk: int, attention: str) -> list[int]:
     return ends
 
 
-def _piece(sample: Sample, first: int, end: int) -> Sample:
+def part_of(sample: Sample, first: int, end: int) -> Sample:
     """Tokens first..end of a row, without tiles: their visual tokens are made already."""
     columns = {
         name: value[first:end] for name, value in vars(sample).items() if isinstance(value, Tensor) and name != "tiles"

@@ -115,7 +115,13 @@ class Run:
         """Answers, writes, and says how it went."""
         from mmframe.batched import answer_prompts, batches, encoded_ahead
 
-        chosen = batches(len(self.questions), self.batch_size, self._length, lambda place: place >= self.before)
+        chosen = batches(
+            len(self.questions),
+            self.batch_size,
+            self._length,
+            wanted=lambda place: place >= self.before,
+            kin=lambda place: self.questions[place].images or place,
+        )
         rows: dict[int, dict[str, Any]] = {}
         try:
             for prompts in encoded_ahead(chosen, self._encode):

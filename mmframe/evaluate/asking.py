@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,7 @@ class Asking:
         task: What is asked.
         places: Which examples.
         ids: Theirs.
+        pictures: Names of theirs. Examples with the same ones are asked together, so that those run once.
         model: Who is asked.
         engine: Its engine.
         batch_size: Prompts at once in mode generate; the other modes run one example at a time.
@@ -38,6 +39,7 @@ class Asking:
         task: Task,
         places: Sequence[int],
         ids: Sequence[str],
+        pictures: Sequence[tuple[str, ...]],
         model: LoadedModel,
         engine: Engine,
         batch_size: int,
@@ -46,6 +48,9 @@ class Asking:
         self.task, self.ids, self.model, self.engine = task, ids, model, engine
         self.batch_size, self.max_tiles = batch_size if task.mode == "generate" else 1, max_tiles
         self.params = SamplingParams(task.decoding.max_new_tokens, stop=task.decoding.stop)
+        first: dict[Hashable, int] = {}
+        self._kin: list[Hashable] = [names or number for number, names in enumerate(pictures)]
+        self._order = sorted(range(len(ids)), key=lambda number: first.setdefault(self._kin[number], number))
         # by number in `places`; those of the windows at work, as an example may carry the bytes of its pictures
         self._example = lru_cache(3 * WINDOW * self.batch_size)(lambda number: task[places[number]])
 
@@ -59,8 +64,15 @@ class Asking:
         Raises:
             UserError: the GPU is out of memory.
         """
-        todo = batches(len(self.ids), self.batch_size, self._length, lambda number: self.ids[number] not in done)
-        mine = (batch for turn, batch in enumerate(todo) if turn % ranks.count == ranks.rank)
+        order = self._order
+        todo = batches(
+            len(order),
+            self.batch_size,
+            length=lambda at: self._length(order[at]),
+            wanted=lambda at: self.ids[order[at]] not in done,
+            kin=lambda at: self._kin[order[at]],
+        )
+        mine = ([order[at] for at in batch] for turn, batch in enumerate(todo) if turn % ranks.count == ranks.rank)
         for prompts in encoded_ahead(mine, self._encode):
             answers = self._answer(prompts)
             rows = [self._row(self._example(number), answer) for number, answer in answers.items()]

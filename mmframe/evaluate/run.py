@@ -94,7 +94,7 @@ def evaluate_task(
         raise UserError(f"task {task.name}: has no examples")
     metric, net = new_metric(task), model.net
     _check(task, metric, model, places[0])
-    ids = _ids(task, places)
+    ids, pictures = _looked_over(task, places)
     ranks = Ranks.joined() if ranks is None else ranks
     identity = identity or Identity.of(net)
     budget = max_tiles or task.max_tiles or model.trained_tiles or model.max_tiles or MAX_TILES
@@ -103,7 +103,7 @@ def evaluate_task(
     try:
         net.eval()
         engine = engine or Engine(net, model.processor)
-        asking = Asking(task, places, ids, model, engine, batch_size, budget)
+        asking = Asking(task, places, ids, pictures, model, engine, batch_size, budget)
         with AnswerFolder(out, ranks, force) as answers:
             answers.claim({"task": task.name, "weights": identity.weights, "dtype": identity.dtype, **conditions})
             answers.check(ids)
@@ -155,13 +155,17 @@ def evaluate_task(
     return result
 
 
-def _ids(task: Task, places: Sequence[int]) -> list[str]:
-    """Ids of the examples; that each can be built is found out here, before any is asked."""
-    ids = [task[place].id for place in places]
+def _looked_over(task: Task, places: Sequence[int]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Ids and names of the pictures; that each example can be built is found out here, before any is asked."""
+    ids, pictures = [], []
+    for place in places:
+        example = task[place]
+        ids.append(example.id)
+        pictures.append(tuple(map(str, example.images)))
     twice = [key for key, count in Counter(ids).items() if count > 1]
     if twice:
         raise UserError(f"task {task.name}: {len(twice)} ids stand twice, {twice[0]!r} the first")
-    return ids
+    return ids, pictures
 
 
 def _conditions(task: Task, max_tiles: int) -> dict[str, Any]:

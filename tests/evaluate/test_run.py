@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmframe import shared_prefix
 from mmframe.batch import Batch, Sample
 from mmframe.cli.progress_line import ProgressLine
 from mmframe.engine import Engine
@@ -61,6 +62,22 @@ def test_neither_batch_size_nor_order_changes_a_digit(vision: MadeTask, model: L
     other = evaluate_task(task, model, batch_size=5, indices=list(reversed(range(len(task)))))
     assert other.rows == one.rows[::-1]
     assert other.figures == one.figures and one.n == len(task)
+
+
+def test_questions_of_a_picture_are_asked_together_and_it_runs_once(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen questions, four pictures, each question far from the next about its picture."""
+    monkeypatch.setattr(shared_prefix, "LEAST", 1)
+    files = [picture(tmp_path / f"{n}.png", 20, 20, seed=n) for n in range(4)]
+    task = MadeTask("apart", [question(f"q{n}", "why is it " + "so " * (n % 5), [files[n % 4]]) for n in range(16)])
+    alone = evaluate_task(task, model, batch_size=1, max_tiles=1)
+    tiles: list[int] = []
+    embedder = model.net.patch_embedder
+    assert embedder is not None
+    with embedder.register_forward_pre_hook(lambda _, given: tiles.append(len(given[0]))):
+        together = evaluate_task(task, model, batch_size=4, max_tiles=1)
+    assert together.rows == alone.rows and tiles == [1] * 4
 
 
 def test_options_have_the_likelihood_that_each_has_alone(model: LoadedModel, vision: MadeTask) -> None:
