@@ -103,7 +103,7 @@ class Asking:
         example = self._example(number)
         try:
             if isinstance(prompt, Sample):
-                return option_likelihoods(self.engine, prompt, example.options)
+                return option_likelihoods(self.engine, [prompt], [example.options])[0]
             return prompt if isinstance(prompt, UserError) else text_likelihood(self.engine, prompt, example.id)
         except UserError as error:
             return error
@@ -117,7 +117,7 @@ class Asking:
         elif isinstance(answer, Completion):
             row |= {"answer": answer.text, "finish_reason": answer.finish_reason, "tokens": len(answer.ids)}
         elif self.task.mode == "likelihood":
-            row |= {"answer": [list(pair) for pair in answer], "tokens": sum(count for _, count in answer)}
+            row |= {"answer": [[one.total, one.tokens] for one in answer], "tokens": sum(one.tokens for one in answer)}
         else:
             row |= {"answer": answer[0], "tokens": answer[1]}
             reference["tokens"] = answer[1]

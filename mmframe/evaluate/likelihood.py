@@ -7,7 +7,7 @@ T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,34 +21,63 @@ from mmframe.prefix import in_front_of
 CHUNK = 512  # tokens whose logits are in memory at once
 
 
-def option_likelihoods(engine: Engine, prompt: Sample, options: Sequence[str]) -> list[tuple[float, int]]:
-    """Of each option the sum of its tokens' log-likelihoods after the prompt, in nats, and their number.
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a continuation is.
 
-    The prompt runs once: options are its branches, as in training rows of several questions about a picture, and do
-    not see one another. As in lm-evaluation-harness the token that would end the answer is not counted.
+    Attributes:
+        total: log-likelihood in nats, summed over its tokens; the token that would end an answer is not counted, as in
+            lm-evaluation-harness.
+        tokens: their number.
+        greedy: whether they are the likeliest tokens, one after the other.
+    """
+
+    total: float
+    tokens: int
+    greedy: bool
+
+
+def option_likelihoods(
+    engine: Engine, prompts: Sequence[Sample], options: Sequence[Sequence[str]]
+) -> list[list[Likelihood]]:
+    """How likely each of options[i] is after prompts[i], in one pass.
+
+    A prompt runs once: its options are branches, as in training rows of several questions about a picture, and do not
+    see one another. With a ``prefix`` mask, which branches cannot have, it runs once for each option.
 
     Args:
         engine: Has the model.
-        prompt: From `processor.encode_prompt`.
+        prompts: From `processor.encode_prompt`.
         options: Continuations, as they stand.
 
     Raises:
         UserError: an option without tokens, or one that does not fit into the context.
     """
-    pieces = [engine.processor.piece_ids(option, special=False) for option in options]
-    for option, piece in zip(options, pieces, strict=True):
-        if not piece:
-            raise UserError(f"sample {prompt.key!r}: option {option!r} has no tokens")
-    longest = max((len(piece) for piece in pieces), default=0)
-    _check_context(engine, prompt.key, len(prompt) + longest)
-    at, targets = [], []  # where a token is predicted; the first of each option at the end of the prompt
-    start = len(prompt)
-    for piece in pieces:
-        at += [len(prompt) - 1, *range(start, start + len(piece) - 1)]
-        targets += piece
-        start += len(piece)
-    logs = _log_likelihoods(engine, _branched(prompt, pieces), at, targets)
-    return [(float(part.sum()), len(part)) for part in logs.split([len(piece) for piece in pieces])]
+    alone = engine.net.backbone.attention == "prefix"
+    rows, at, targets, lengths = [], [], [], []
+    start = 0
+    for prompt, texts in zip(prompts, options, strict=True):
+        pieces = [engine.processor.piece_ids(text, special=False) for text in texts]
+        for text, piece in zip(texts, pieces, strict=True):
+            if not piece:
+                raise UserError(f"sample {prompt.key!r}: option {text!r} has no tokens")
+            _check_context(engine, prompt.key, len(prompt) + len(piece))
+        for group in [[piece] for piece in pieces] if alone else [pieces]:
+            place = len(prompt)
+            for piece in group:  # a token is predicted in front of it; the first of each at the end of the prompt
+                at += [start + len(prompt) - 1, *range(start + place, start + place + len(piece) - 1)]
+                place += len(piece)
+            rows.append(_continued(prompt, group))
+            start += place
+        targets += [token for piece in pieces for token in piece]
+        lengths += map(len, pieces)
+    logs, greedy = _log_likelihoods(engine, rows, at, targets)
+    found = [
+        Likelihood(float(part.sum()), len(part), bool(likeliest.all()))
+        for part, likeliest in zip(logs.split(lengths), greedy.split(lengths), strict=True)
+    ]
+    each = iter(found)
+    return [[next(each) for _ in texts] for texts in options]
 
 
 def text_likelihood(engine: Engine, text: str, key: str = "") -> tuple[float, int]:
@@ -64,7 +93,7 @@ def text_likelihood(engine: Engine, text: str, key: str = "") -> tuple[float, in
     at = (sample.labels != IGNORE).nonzero().flatten()
     if not len(at):
         raise UserError(f"sample {key!r}: a text of {len(sample)} tokens leaves none to score")
-    logs = _log_likelihoods(engine, sample, at.tolist(), sample.labels[at].tolist())
+    logs, _ = _log_likelihoods(engine, [sample], at.tolist(), sample.labels[at].tolist())
     return -float(logs.sum()), len(logs)
 
 
@@ -73,7 +102,7 @@ def _check_context(engine: Engine, key: str, tokens: int) -> None:
         raise UserError(f"sample {key!r}: {tokens} tokens, more than the context of {engine.max_context}")
 
 
-def _branched(prompt: Sample, pieces: Sequence[Sequence[int]]) -> Sample:
+def _continued(prompt: Sample, pieces: Sequence[Sequence[int]]) -> Sample:
     """The prompt with each piece as a branch, whose positions go on from the prompt's end."""
     lengths = [len(piece) for piece in pieces]
     new = sum(lengths)
@@ -99,15 +128,18 @@ def _branched(prompt: Sample, pieces: Sequence[Sequence[int]]) -> Sample:
 
 
 @torch.no_grad()
-def _log_likelihoods(engine: Engine, sample: Sample, at: Sequence[int], targets: Sequence[int]) -> Tensor:
-    """float64 [len(at)], on the host: log-likelihood of targets[i] at sequence index at[i]."""
+def _log_likelihoods(
+    engine: Engine, rows: Sequence[Sample], at: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of targets[i] at place at[i] of the batch, float64, and whether it is likeliest; on the host."""
     net, device = engine.net, engine.device
     nowhere = torch.zeros(0, dtype=torch.int64, device=device)
-    hidden_TD = net(Batch.collate([sample]).to(device), logits_at=nowhere, want_hidden=True).hidden
-    found = []
+    hidden_TD = net(Batch.collate(rows).to(device), logits_at=nowhere, want_hidden=True).hidden
+    found, greedy = [], []
     for first in range(0, len(at), CHUNK):
         places = torch.tensor(at[first : first + CHUNK], device=device)
         wanted = torch.tensor(targets[first : first + CHUNK], device=device)
-        logs_TV = net.backbone.head(hidden_TD.index_select(0, places)).float().log_softmax(-1)
-        found.append(logs_TV.gather(1, wanted[:, None])[:, 0].double().cpu())
-    return torch.cat(found)
+        logits_TV = net.backbone.head(hidden_TD.index_select(0, places)).float()
+        found.append(logits_TV.log_softmax(-1).gather(1, wanted[:, None])[:, 0].double().cpu())
+        greedy.append((logits_TV.argmax(-1) == wanted).cpu())
+    return torch.cat(found), torch.cat(greedy)

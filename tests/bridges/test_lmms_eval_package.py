@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmframe.bridges.lmms_eval.likelihood import score_continuations
 from mmframe.engine import Engine
+from mmframe.evaluate.likelihood import option_likelihoods
 from mmframe.loading import load
 from mmframe.sampling import SamplingParams
 
@@ -120,8 +120,8 @@ def test_the_likeliest_option_is_chosen(place: Path) -> None:
     found = evaluate(place, "ours_likely", force_simple=True)
     engine, asked = prompts(place)
     options = ["yes it is", "no", "perhaps"]
-    scored = score_continuations(engine, asked, [options] * 4)
-    losses = torch.tensor([one.nll / one.tokens for one in scored]).view(4, 3)
+    scored = option_likelihoods(engine, asked, [options] * 4)
+    losses = torch.tensor([[-one.total / one.tokens for one in group] for group in scored])
     right = (losses.argmin(1) == torch.tensor([0, 1, 2, 1])).float().mean()
     assert found["results"]["ours_likely"]["acc,none"] == pytest.approx(float(right))
 

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from mmframe.batch import Sample
 from mmframe.bridges.lmms_eval.decoding import sampling_params
-from mmframe.bridges.lmms_eval.likelihood import score_continuations
 from mmframe.bridges.lmms_eval.messages import read_messages, user_message
 from mmframe.bridges.lmms_eval.options import NAME, Options
 from mmframe.errors import UserError
+from mmframe.evaluate.likelihood import option_likelihoods
 
 Messages = Sequence[Mapping[str, Any]]
 REPEAT = 1_000_003
@@ -119,9 +119,10 @@ class MMFrame(lmms):
         for group in self._by_prompt(requests):
             prompts = [self._encode(asked) for asked, _ in group]
             with _memory_error(self.batch_size):
-                scored += score_continuations(self.served.engine, prompts, [texts for _, texts in group])
+                made = option_likelihoods(self.served.engine, prompts, [texts for _, texts in group])
+            scored += [one for options in made for one in options]
         mean = self.options.loss == "mean"
-        losses = [one.nll / one.tokens if mean else one.nll for one in scored]
+        losses = [-one.total / one.tokens if mean else -one.total for one in scored]
         # the evaluator of 0.7.3 turns a bare pair into a string, and leaves this one alone
         return [GenerationResult(text=(loss, one.greedy)) for loss, one in zip(losses, scored, strict=True)]
 
