@@ -54,10 +54,9 @@ def import_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     ours = "mmframe.bridges.lmms_eval.model"
-    monkeypatch.delitem(sys.modules, ours, raising=False)
-    module = importlib.import_module(ours)
-    monkeypatch.setitem(sys.modules, ours, module)  # so that it goes with the double
-    return module
+    monkeypatch.setitem(sys.modules, ours, ModuleType(ours))  # so that what stands there then goes with the double
+    del sys.modules[ours]
+    return importlib.import_module(ours)
 
 
 def request(*args: Any) -> Any:
