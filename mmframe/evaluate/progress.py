@@ -36,9 +36,9 @@ class Progress:
         self.before = len(rows)
         self._count(rows)
         if rows:
-            self._tell(f"{self.before} of {self.total} answers are there; goes on from there")
+            self.tell(f"{self.before} of {self.total} answers are there; goes on from there")
         if not self.task.scored:
-            self._tell(f"answers of split {self.task.split} are not public: ours are written, there is no score")
+            self.tell(f"answers of split {self.task.split} are not public: ours are written, there is no score")
 
     def add(self, rows: Sequence[Row]) -> None:
         """Counts new rows, and shows where we are if it is time."""
@@ -55,7 +55,8 @@ class Progress:
         if self.task.scored and self.line is not None:
             add_rows(self.task, self.metric, rows)
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """A line of its own, about the task."""
         if self.line is not None:
             self.line.tell(f"{self.task.name}: {text}")
 

@@ -22,6 +22,7 @@ from mmframe.evaluate.progress import Progress
 from mmframe.evaluate.ranks import FirstRankFailed, Ranks
 from mmframe.evaluate.record import Result
 from mmframe.evaluate.scoring import Row, add_rows, counted, new_metric, with_scores
+from mmframe.evaluate.submission import write_submission
 from mmframe.loading import LoadedModel
 from mmframe.metrics import TaskMetric
 from mmframe.provenance import code_revision, device_name
@@ -117,6 +118,8 @@ def evaluate_task(
             seconds = time.monotonic() - begun
             scored = _scored(task, [found[key] for key in ids], judge, ranks)
             answers.finish(scored.rows)
+            if out is not None and ranks.first and (file := write_submission(task, places, scored.rows, out)):
+                shown.tell(f"its server takes {file}")
     finally:
         net.train(was_training)
     errors = sum("error" in row for row in scored.rows)

@@ -34,7 +34,7 @@ class RowTask(Task):
         self.spec, self.rows, self.files = spec, rows, files
         self.name, self.about, self.split, self.mode = spec.name, spec.about, spec.split, spec.mode
         self.metric, self.max_tiles, self.judge = spec.metric, spec.max_tiles, spec.judge
-        self.scored = bool(spec.reference)
+        self.scored, self.submission = bool(spec.reference), spec.submission.get("file")
         stop = spec.decoding.get("stop") or ()
         self.decoding = Decoding(spec.decoding.get("max_new_tokens", Decoding.max_new_tokens), tuple(stop))
         self.prompt_digest, self.data_fingerprint = prompt_digest, data_fingerprint
@@ -60,6 +60,10 @@ class RowTask(Task):
     def reference_of(self, index: int) -> dict[str, Any]:
         """The reference of an example, without building it."""
         return self._reference(self._scope(self.rows.rows[index]))
+
+    def submitted(self, index: int, answer: str) -> dict[str, Any]:
+        scope = self._scope(self.rows.rows[index]) | {"answer": answer}
+        return {key: evaluate(template, scope) for key, template in self.spec.submission["row"].items()}
 
     def _scope(self, row: Mapping[str, Any]) -> dict[str, Any]:
         made = {key: evaluate(template, row) for key, template in self.spec.fields.items()}

@@ -38,6 +38,8 @@ class Spec:
             on), ahead of the prompt; and how a text names picture n, where it stands in the text.
         system: system message; None: the model's own.
         shots: {count, match, data, answer}: examples that come before, from other files; see `RowTask`.
+        submission: {file, row}: what the benchmark's server takes: a .json or .tsv file, and templates of one row of it
+            over columns, fields and `{answer}`, which is what the model said.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Spec:
     pictures: dict[str, str] = field(default_factory=dict)
     system: str | None = None
     shots: dict[str, Any] | None = None
+    submission: dict[str, Any] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
     max_tiles: int | None = None
     judge: dict[str, Any] | None = None
@@ -70,12 +73,15 @@ class Spec:
         return {key: getattr(self, key) for key in keys}
 
 
+SUBMITTED = (".json", ".tsv")
+"""Kinds of files for a benchmark's server."""
 TABLES = ("general", "vqa", "captions", "language", "offline")
 _PARTS = {
     "options": ("form", "join", "continuation"),
     "pictures": ("one", "each", "named"),
     "shots": ("count", "match", "data", "answer"),
     "decoding": ("max_new_tokens", "stop"),
+    "submission": ("file", "row"),
     "metric": ("class_path", "init_args"),
 }
 _OWN = [each.name for each in fields(Spec) if each.name not in ("name", "file")]
@@ -187,6 +193,9 @@ def _checked(file: Path, content: dict[str, Any]) -> Spec:
     for key, allowed in (("mode", MODES), ("table", TABLES)):
         if content.get(key, allowed[0]) not in allowed:
             raise UserError(f"{file}: {key}={content[key]!r}; {suggest(str(content[key]), allowed)}")
+    submitted = content.get("submission") or {}
+    if submitted and (Path(submitted.get("file", "")).suffix not in SUBMITTED or not submitted.get("row")):
+        raise UserError(f"{file}: submission: a `file` that ends in {' or '.join(SUBMITTED)} and a `row` are needed")
     try:
         _check_metric(content["metric"])
         reader_of(content["data"])

@@ -64,6 +64,7 @@ class Task(ABC):
         decoding: of mode generate.
         max_tiles: image budget of an example, as the benchmark's published numbers have it; None: the model's own.
         scored: whether the answers are public; of a task that is not, answers can be generated but not scored.
+        submission: name of the file that the benchmark's server takes, .json or .tsv; None: it has no server.
         judge: None, or what an LLM judge is asked, {"template": name or text} (mmframe.evaluate.judge); without an
             endpoint rules alone score.
         prompt_digest: hash of all in the YAML that decides what is asked: equal digests and data, equal prompts.
@@ -79,6 +80,7 @@ class Task(ABC):
     max_tiles: int | None = None
     judge: Mapping[str, Any] | None = None
     scored: bool = True
+    submission: str | None = None
     prompt_digest: str
     data_fingerprint: str
 
@@ -89,6 +91,10 @@ class Task(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Example:
         """Example `index` in the official order."""
+
+    def submitted(self, index: int, answer: str) -> dict[str, Any]:
+        """Of a task with a `submission`: the row of an example's answer."""
+        raise NotImplementedError(f"task {self.name} has no submission")
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))

@@ -101,6 +101,7 @@ def docvqa(root: Path) -> None:
     put_parquet(root / "infovqa/InfographicVQA/validation-00000-of-00001.parquet", rows)
     hidden = [{key: value for key, value in row.items() if key != "answers"} for row in rows]
     put_parquet(root / "docvqa/DocVQA/test-00000-of-00001.parquet", hidden)
+    put_parquet(root / "infovqa/InfographicVQA/test-00000-of-00001.parquet", hidden)
 
 
 def chartqa(root: Path) -> None:
