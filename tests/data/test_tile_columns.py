@@ -15,7 +15,7 @@ from mmframe.data import MixtureData
 from mmframe.data.prompts import prompts_of
 from mmframe.data.sheet import pieces
 from mmframe.dialogue import _rest
-from mmframe.generation import _piece
+from mmframe.generation import part_of
 from mmframe.kinds import TokenKind
 from mmframe.processing.row import Tally
 from mmframe.tile_tokens import TileGeometry, described
@@ -112,7 +112,7 @@ def test_prompts_keep_their_tiles() -> None:
 
 def test_pieces_of_a_prompt_keep_their_columns() -> None:
     sample = encoded()
-    pieces = [_piece(sample, 0, 20), _piece(sample, 20, len(sample))]
+    pieces = [part_of(sample, 0, 20), part_of(sample, 20, len(sample))]
     for name in COLUMNS:
         assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(sample, name))
 
