@@ -1,7 +1,8 @@
 """`python -m experiments.claims [--preset fast|night|h100] [--only NAME ...]`: runs the grids and writes the report.
 
 fast    the first three claims at equal data, 40 steps a run: about half an hour on two cores
-night   all claims, 160 steps a run (40 to 320 in `scaling`): nine to ten hours on two cores
+night   all claims, 160 steps a run (40 to 320 in `scaling`), bf16 products: three to four hours on two cores with bf16
+        instructions; on others nine to ten, with `precision: 32-true` in the grids' presets
 h100    all claims, 600 steps of four times the pictures, five seeds: see h100.sh
 
 A second call goes on where the first was stopped. The data is fetched beforehand: `python -m mmframe.data.demo`, and

@@ -43,18 +43,29 @@ def draw_overview(file: Path, decided: Mapping[str, Sequence[Finding]]) -> None:
 
 
 def draw_claim(file: Path, claim: Claim, table: Table) -> None:
-    """The headline of every variant: a dot for each seed, joined where seeds are paired, and the mean."""
+    """The headline of every variant: a dot for each seed, joined where seeds are paired, and the mean. Variants that
+    each saw another number of samples make a curve over them."""
     metric = claim.comparisons[0].metric
-    figure, axis = plt.subplots(figsize=(1.5 + 1.1 * len(table.variants), 3.6), layout="constrained")
-    seeds = sorted({seed for variant in table.variants for seed in table.by_seed(variant, metric)})
+    samples = {variant: table.spread(variant, "samples") for variant in table.variants}
+    curve = len({spread.mean for spread in samples.values() if spread.n}) == len(samples) > 1
+    places = {variant: samples[variant].mean if curve else n for n, variant in enumerate(table.variants)}
+    figure, axis = plt.subplots(figsize=(1.5 + 1.1 * len(places), 3.6), layout="constrained")
+    seeds = sorted({seed for variant in places for seed in table.by_seed(variant, metric)})
     for seed in seeds:
-        points = [(n, table.by_seed(variant, metric).get(seed)) for n, variant in enumerate(table.variants)]
-        there = [(n, value) for n, value in points if value is not None]
+        points = sorted((place, table.by_seed(variant, metric).get(seed)) for variant, place in places.items())
+        there = [(place, value) for place, value in points if value is not None]
         axis.plot(*zip(*there, strict=True), "o-", alpha=0.5, linewidth=0.8, label=f"seed {seed}")
-    for n, variant in enumerate(table.variants):
-        if (spread := table.spread(variant, metric)).n:
-            axis.plot([n - 0.25, n + 0.25], [spread.mean] * 2, color="black", linewidth=2)
-    axis.set_xticks(range(len(table.variants)), table.variants, rotation=20, ha="right", fontsize=8)
+    means = [(place, spread.mean) for v, place in places.items() if (spread := table.spread(v, metric)).n]
+    if curve:
+        axis.plot(*zip(*sorted(means), strict=True), color="black", linewidth=2, label="mean")
+        axis.set_xscale("log", base=2)
+        ticks = [f"{variant}\n{place:,.0f}" for variant, place in places.items()]
+        axis.set_xticks(list(places.values()), ticks, fontsize=8)
+        axis.set_xlabel("samples seen")
+    else:
+        for place, mean in means:
+            axis.plot([place - 0.25, place + 0.25], [mean] * 2, color="black", linewidth=2)
+        axis.set_xticks(list(places.values()), list(places), rotation=20, ha="right", fontsize=8)
     axis.set_ylabel(f"{metric} ({table.metrics.get(metric, '')} is better)")
     axis.set_title(claim.name, fontsize=10)
     if seeds:
