@@ -1,9 +1,11 @@
-"""The rule by which a claim is reproduced or not. It was fixed before the runs, and no run can change it.
+"""The rule by which a claim is reproduced or not. It was fixed before the runs; since then it was made stricter once.
 
 A comparison is *reproduced* if the 95 % interval of the paired difference over seeds (Student's t) leaves out zero in
 the claimed direction, *not reproduced* if it leaves it out in the other, else *undecided*; it is *not run* with fewer
-than three pairs. A claim has the verdict of its first comparison. Nothing is corrected for the number of comparisons:
-one in twenty of those where nothing is different will still be decided.
+than three pairs. A claim of several parts is reproduced if each part is, and not reproduced if one is not; before
+2026-11-26, after the first runs, its first comparison alone decided. Nothing is corrected for the number of
+comparisons: one in twenty of those where nothing is different will still be decided. Of several variants to compare
+with the best is taken after the fact, which is careful with "reproduced" and generous with "not reproduced".
 """
 
 from __future__ import annotations
@@ -78,5 +80,13 @@ def find(comparison: Comparison, table: Table | None) -> Finding:
 
 
 def findings(claim: Claim, table: Table | None) -> Sequence[Finding]:
-    """All comparisons of a claim; the first decides."""
+    """All comparisons of a claim."""
     return [find(comparison, table) for comparison in claim.comparisons]
+
+
+def verdict(claim: Claim, found: Sequence[Finding]) -> Word:
+    """The verdict of a claim from its findings: those that decide, together."""
+    words = [finding.verdict for finding in found[: claim.deciding]]
+    if words[0] == "not run" or "not reproduced" in words:
+        return words[0] if words[0] == "not run" else "not reproduced"
+    return "reproduced" if set(words) == {"reproduced"} else "undecided"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from experiments.claims.__main__ import chosen, parse
 from experiments.claims.claims import CLAIMS, LOSS, Comparison
 from experiments.claims.report import read_results, write_report, write_results
 from experiments.claims.sweep import drop_weights
-from experiments.claims.verdict import decide, find
+from experiments.claims.verdict import Finding, decide, find, verdict
 from experiments.modular_vs_monolithic import __main__ as pair
 from mmframe.ablate.collect import COLUMNS, write_csv
 from mmframe.ablate.grid import preset_names, read_grid
@@ -126,6 +128,21 @@ def test_what_was_not_run_has_no_verdict() -> None:
     assert find(Comparison("", "delta", ("full",)), table).verdict == "not run"
     assert find(Comparison("", "delta", ("full",)), None).verdict == "not run"
     assert find(Comparison("", "delta", ("delta",), "text.nll"), table).verdict == "not run"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["reproduced", "reproduced", "undecided"], "reproduced"),
+        (["reproduced", "undecided", "reproduced"], "undecided"),
+        (["reproduced", "not run", "reproduced"], "undecided"),
+        (["undecided", "not reproduced", "reproduced"], "not reproduced"),
+        (["not run", "not reproduced", "reproduced"], "not run"),
+    ],
+)
+def test_a_claim_of_two_parts_needs_both(words: list[Any], told: str) -> None:
+    claim = replace(CLAIMS[0], deciding=2)
+    assert verdict(claim, [Finding(Comparison("", "", ()), word) for word in words]) == told
 
 
 def test_the_report_is_made_from_the_csv_alone(tmp_path: Path) -> None:
