@@ -152,8 +152,8 @@ CLAIMS = (
             Comparison("equal training FLOPs and parameters", "monolithic", ("modular_equal_flops",)),
         ),
         '"As good" counts as reproduced only if it is better. The modular encoder starts from random weights, as none '
-        "can be had pretrained offline, while experts start as copies of the LLM, and its warm-start rate was not tuned: "
-        "this compares what can be had without vision pre-training, not the papers' models.",
+        "can be had pretrained offline, while experts start as copies of the LLM, and its warm-start rate was not "
+        "tuned: this compares what can be had without vision pre-training, not the papers' models.",
     ),
     Claim(
         "tiling",
