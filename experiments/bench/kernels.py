@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -306,6 +307,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
+    """The code's revision; MMFRAME_COMMIT names it where only the files were copied."""
+    if named := os.environ.get("MMFRAME_COMMIT"):
+        return named
     try:
         words = ["git", "describe", "--always", "--dirty"]
         return subprocess.run(words, capture_output=True, text=True, check=True, cwd=RESULTS).stdout.strip()
