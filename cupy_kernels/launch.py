@@ -122,7 +122,8 @@ class CudaLauncher:
 
     def tensor_map(self, matrix: Tensor, box_rows: int) -> bytes:
         rows, columns = matrix.shape
-        return _encode_tensor_map(matrix.data_ptr(), rows, columns, matrix.stride(0) * 2, box_rows)
+        index = torch.cuda.current_device() if matrix.device.index is None else matrix.device.index
+        return _encode_tensor_map(matrix.data_ptr(), rows, columns, matrix.stride(0) * 2, box_rows, index)
 
     def _function(self, name: str, device: int, shared: int) -> Any:
         major, minor = self.real_capability(device)
@@ -156,15 +157,19 @@ class CudaLauncher:
 
 
 @functools.lru_cache(maxsize=8192)
-def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, box_rows: int) -> bytes:
+def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, box_rows: int, device: int) -> bytes:
     """CUtensorMap of a row-major bf16 matrix. It says nothing but these numbers, so it may be kept."""
     import ctypes
+
+    from cupy.cuda import runtime
 
     try:
         from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise KernelError(f"cupy_kernels: TMA needs cuda-bindings ({error}); pip install 'mmframe[cuda]'") from error
     u32, u64 = driver.cuuint32_t, driver.cuuint64_t
+    before = runtime.getDevice()
+    runtime.setDevice(device)  # a thread of autograd's has no context before: the driver refuses to encode without one
     status, encoded = driver.cuTensorMapEncodeTiled(
         driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         2,
@@ -178,6 +183,7 @@ def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, bo
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
+    runtime.setDevice(before)
     if int(status) != 0:
         raise KernelError(f"cupy_kernels: no tensor map for a matrix [{rows}, {columns}] at {address:#x}: {status!r}")
     return ctypes.string_at(int(encoded.getPtr()), TENSOR_MAP_BYTES)
