@@ -114,6 +114,9 @@ class Bench:
         figures["floor, us"] = round(1e6 * floor, 2)
         figures["kernels, share of the floor"] = round(floor / times["kernels"], 3)
         figures["kernels, TFLOP/s"] = round(flops / times["kernels"] / 1e12, 2)
+        if captured := times.get("kernels, graph"):
+            figures["kernels in a graph, share of the floor"] = round(floor / captured, 3)
+            figures["slices over kernels, both in a graph"] = round(times["slices, graph"] / captured, 3)
         figures |= {f"{n} over kernels": round(t / times["kernels"], 3) for n, t in times.items() if n != "kernels"}
         return figures
 
@@ -130,11 +133,17 @@ def prefill(bench: Bench, sizes: dict[str, Any]) -> Figures:
         times = {
             "kernels": bench.seconds(partial(_kernel_gate_up, given, table)),
             "slices": bench.seconds(partial(_slices_gate_up, given)),
+            "kernels, graph": bench.seconds(bench.graph(partial(_kernel_gate_up, given, table))),
+            "slices, graph": bench.seconds(bench.graph(partial(_slices_gate_up, given))),
         }
         flops, size = 4 * T * D * N, 2 * (2 * 2 * D * N + T * (D + N))
         figures[f"gate+up+SwiGLU, {visual} + {text}"] = bench.row(bench.floor(flops, size), flops, times)
 
-        times = {name: bench.seconds(call) for name, call in candidates(given).items()}
+        ways = candidates(given)
+        times = {name: bench.seconds(call) for name, call in ways.items()}
+        for name in ("kernels", "slices", "grouped", "index", "blend"):  # a mask waits for the host in every layer
+            if name in ways:
+                times[f"{name}, graph"] = bench.seconds(bench.graph(ways[name]))
         flops, size = 6 * T * D * N, 2 * (2 * 3 * D * N + 2 * T * D + 2 * T * N)
         figures[f"FFN block, {visual} + {text}"] = bench.row(bench.floor(flops, size), flops, times)
 
