@@ -122,8 +122,7 @@ class CudaLauncher:
 
     def tensor_map(self, matrix: Tensor, box_rows: int) -> bytes:
         rows, columns = matrix.shape
-        index = torch.cuda.current_device() if matrix.device.index is None else matrix.device.index
-        return _encode_tensor_map(matrix.data_ptr(), rows, columns, matrix.stride(0) * 2, box_rows, index)
+        return _encode_tensor_map(matrix.data_ptr(), rows, columns, matrix.stride(0) * 2, box_rows, matrix.get_device())
 
     def _function(self, name: str, device: int, shared: int) -> Any:
         major, minor = self.real_capability(device)
@@ -169,21 +168,23 @@ def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, bo
         raise KernelError(f"cupy_kernels: TMA needs cuda-bindings ({error}); pip install 'mmframe[cuda]'") from error
     u32, u64 = driver.cuuint32_t, driver.cuuint64_t
     before = runtime.getDevice()
-    runtime.setDevice(device)  # a thread of autograd's has no context before: the driver refuses to encode without one
-    status, encoded = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        2,
-        address,
-        [u64(columns), u64(rows)],
-        [u64(row_bytes)],
-        [u32(BOX_COLUMNS), u32(box_rows)],
-        [u32(1), u32(1)],
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )
-    runtime.setDevice(before)
+    runtime.setDevice(device)  # gives the thread a context: one of autograd's has none, and the driver then refuses
+    try:
+        status, encoded = driver.cuTensorMapEncodeTiled(
+            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            address,
+            [u64(columns), u64(rows)],
+            [u64(row_bytes)],
+            [u32(BOX_COLUMNS), u32(box_rows)],
+            [u32(1), u32(1)],
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    finally:
+        runtime.setDevice(before)
     if int(status) != 0:
         raise KernelError(f"cupy_kernels: no tensor map for a matrix [{rows}, {columns}] at {address:#x}: {status!r}")
     return ctypes.string_at(int(encoded.getPtr()), TENSOR_MAP_BYTES)

@@ -8,7 +8,7 @@
 #
 #   experiments/bench/gpu_check.sh [folder for logs, default runs/gpu_check]
 #
-# PYTHON chooses the interpreter; it needs torch, cupy, numpy and matplotlib.
+# PYTHON chooses the interpreter; it needs torch, cupy, matplotlib, lightning, torchdata and gguf.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 OUT=${1:-runs/gpu_check}

@@ -47,6 +47,8 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 FULL = dict(hidden=2048, intermediate=8192, kv=1024, prompts=(256, 1024, 3328), text=64, training=4096, layers=4)
 TINY = dict(hidden=32, intermediate=64, kv=16, prompts=(16, 40), text=8, training=48, layers=2)
 Figures = dict[str, Any]
+GRAPH = ", graph"
+"""After the name of a way that was replayed as a CUDA graph, so that the host's launches are not in its time."""
 
 
 class Bench:
@@ -95,6 +97,11 @@ class Bench:
             run()
         return captured.replay
 
+    def both(self, ways: dict[str, Callable[[], Any]], waiting: Sequence[str] = ()) -> dict[str, float]:
+        """Each way launched by Python and as a CUDA graph; those `waiting` for the device cannot be captured."""
+        captured = {name + GRAPH: self.graph(way) for name, way in ways.items() if name not in waiting}
+        return {name: self.seconds(way) for name, way in (ways | captured).items()}
+
     def ceilings(self, size: int) -> Figures:
         """Copy bandwidth and the rate of a square bf16 product: what floors are computed from."""
         source = torch.empty(2**31 if self.cuda else 2**20, dtype=torch.uint8, device=self.device)
@@ -114,10 +121,12 @@ class Bench:
         figures["floor, us"] = round(1e6 * floor, 2)
         figures["kernels, share of the floor"] = round(floor / times["kernels"], 3)
         figures["kernels, TFLOP/s"] = round(flops / times["kernels"] / 1e12, 2)
-        if captured := times.get("kernels, graph"):
-            figures["kernels in a graph, share of the floor"] = round(floor / captured, 3)
-            figures["slices over kernels, both in a graph"] = round(times["slices, graph"] / captured, 3)
-        figures |= {f"{n} over kernels": round(t / times["kernels"], 3) for n, t in times.items() if n != "kernels"}
+        if "kernels" + GRAPH in times:
+            figures["kernels in a graph, share of the floor"] = round(floor / times["kernels" + GRAPH], 3)
+        for name, seconds in times.items():
+            base = "kernels" + GRAPH * name.endswith(GRAPH)  # like is compared with like
+            if name != base:
+                figures[f"{name.removesuffix(GRAPH)} over {base}"] = round(seconds / times[base], 3)
         return figures
 
 
@@ -130,31 +139,24 @@ def prefill(bench: Bench, sizes: dict[str, Any]) -> Figures:
         T = visual + text
         table = TileTable.sorted(given.sizes, bench.device)
         pieces = given.x.split(given.sizes)
-        times = {
-            "kernels": bench.seconds(partial(_kernel_gate_up, given, table)),
-            "slices": bench.seconds(partial(_slices_gate_up, given)),
-            "kernels, graph": bench.seconds(bench.graph(partial(_kernel_gate_up, given, table))),
-            "slices, graph": bench.seconds(bench.graph(partial(_slices_gate_up, given))),
-        }
+        times = bench.both(
+            {"kernels": partial(_kernel_gate_up, given, table), "slices": partial(_slices_gate_up, given)}
+        )
         flops, size = 4 * T * D * N, 2 * (2 * 2 * D * N + T * (D + N))
         figures[f"gate+up+SwiGLU, {visual} + {text}"] = bench.row(bench.floor(flops, size), flops, times)
 
-        ways = candidates(given)
-        times = {name: bench.seconds(call) for name, call in ways.items()}
-        for name in ("kernels", "slices", "grouped", "index", "blend"):  # a mask waits for the host in every layer
-            if name in ways:
-                times[f"{name}, graph"] = bench.seconds(bench.graph(ways[name]))
+        times = bench.both(candidates(given), waiting=("mask",))
         flops, size = 6 * T * D * N, 2 * (2 * 3 * D * N + 2 * T * D + 2 * T * N)
         figures[f"FFN block, {visual} + {text}"] = bench.row(bench.floor(flops, size), flops, times)
 
         wide = D + 2 * sizes["kv"]
         weights = [random_weights(D, wide, bench.device)[e][0] for e in (0, 1)]
-        times = {
-            "kernels": bench.seconds(lambda x=given.x, w=weights, t=table: project(x, w, t)),
-            "slices": bench.seconds(
-                lambda p=pieces, w=weights: torch.cat([x @ one.T for x, one in zip(p, w, strict=True)])
-            ),
-        }
+        times = bench.both(
+            {
+                "kernels": lambda x=given.x, w=weights, t=table: project(x, w, t),
+                "slices": lambda p=pieces, w=weights: torch.cat([x @ one.T for x, one in zip(p, w, strict=True)]),
+            }
+        )
         flops, size = 2 * T * D * wide, 2 * (2 * D * wide + T * (D + wide))
         figures[f"q, k, v, {visual} + {text}"] = bench.row(bench.floor(flops, size), flops, times)
     return figures

@@ -15,12 +15,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cupy_kernels import launch
 from cupy_kernels.launch import CudaLauncher
 from cupy_kernels.ops import decode_ffn, ffn, project
 from tests.cupy_kernels.cases import CHECKS, DECODE, SHAPES, Shape, check_decode_ffn, matrix, wrong
@@ -94,6 +96,16 @@ def a_delayed_producer_on_a_side_stream_is_waited_for(device: torch.device) -> N
         got = project(ffn(late, residual, weights, table), [w[0] for w in weights], table)
     side.synchronize()
     assert torch.equal(got, want)
+
+
+def a_thread_without_a_context_launches(device: torch.device) -> None:
+    """As one of autograd's is, whose first work may be the backward of a kernel."""
+    x, weights = inputs(MEDIUM, device)[0], experts(MEDIUM, device)
+    table = MEDIUM.table(device)
+    want = project(x, [w[0] for w in weights], table)
+    launch._encode_tensor_map.cache_clear()
+    with ThreadPoolExecutor(1) as thread:
+        assert torch.equal(thread.submit(project, x, [w[0] for w in weights], table).result(), want)
 
 
 def a_captured_graph_gives_what_eager_gives(device: torch.device) -> None:
@@ -194,6 +206,7 @@ CHECKS_OF_MORE: dict[str, Check] = {
     for function in (
         gradients_agree_with_float64,
         a_delayed_producer_on_a_side_stream_is_waited_for,
+        a_thread_without_a_context_launches,
         a_captured_graph_gives_what_eager_gives,
         two_runs_are_equal_to_the_last_bit,
         tiny_models_agree_in_prefill_decoding_and_graphs,

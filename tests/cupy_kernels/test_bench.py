@@ -50,6 +50,9 @@ def test_the_benchmark_runs_at_toy_size_and_makes_its_table_and_plots(
     assert {"device", "commit", "versions", "ceilings", "prefill", "decoding", "training", "models"} <= set(figures)
     block = figures["prefill"]["FFN block, 40 + 8"]
     assert {f"{way}, us" for way in ("kernels", "slices", "index", "mask", "blend", "floor")} <= set(block)
+    ratios = {name for name in block if " over " in name}  # like with like; a mask cannot be captured
+    assert {"slices over kernels", "slices over kernels, graph", "mask over kernels"} <= ratios
+    assert not {"mask over kernels, graph", "kernels over kernels", "kernels, graph over kernels"} & ratios
     table = json.loads((tmp_path / "measured.json").read_text())
     assert set(table) == {"another device", "cpu"} and set(table["cpu"]) == set(selection.OPERATORS)
     assert [rows for rows, _ in table["cpu"]["ffn"]] == [24, 48]

@@ -89,6 +89,29 @@ def test_hopper_takes_wgmma_and_every_other_device_mma(
     assert grids == ([(3, 1, 1)] * 3 if capability[0] == 9 else [(3, 2, 1), (3, 1, 1), (3, 1, 1)])
 
 
+@pytest.mark.parametrize("status", [0, 201])
+def test_a_tensor_map_is_encoded_within_the_matrix_own_device(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of autograd's has no context; the driver encodes nothing without one."""
+    runtime, driver = pytest.importorskip("cupy.cuda").runtime, pytest.importorskip("cuda.bindings.driver")
+    current, encoded_on = [0], []
+    monkeypatch.setattr(runtime, "getDevice", lambda: current[-1])
+    monkeypatch.setattr(runtime, "setDevice", current.append)
+
+    def encode(*_: Any) -> tuple[int, Any]:
+        encoded_on.append(current[-1])
+        return status, driver.CUtensorMap()
+
+    monkeypatch.setattr(driver, "cuTensorMapEncodeTiled", encode)
+    launch._encode_tensor_map.cache_clear()
+    if status:
+        with pytest.raises(KernelError, match="no tensor map for a matrix"):
+            launch._encode_tensor_map(4096, 64, 64, 128, 64, 3)
+    else:
+        assert len(launch._encode_tensor_map(4096, 64, 64, 128, 64, 3)) == launch.TENSOR_MAP_BYTES
+    launch._encode_tensor_map.cache_clear()
+    assert encoded_on == [3] and current == [0, 3, 0]
+
+
 def test_importing_needs_neither_cupy_nor_a_driver() -> None:
     code = "import sys; sys.modules['cupy'] = sys.modules['cuda'] = None\n"
     code += "import cupy_kernels, cupy_kernels.ops, torch; from cupy_kernels.tiles import TileTable\n"
