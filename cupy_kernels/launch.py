@@ -160,7 +160,9 @@ def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, bo
     """CUtensorMap of a row-major bf16 matrix. It says nothing but these numbers, so it may be kept."""
     import ctypes
 
-    from cupy.cuda import runtime
+    from cupy.cuda import runtime as cuda_runtime
+
+    runtime: Any = cuda_runtime  # CuPy's own types take it for a flag
 
     try:
         from cuda.bindings import driver  # pyright: ignore[reportAttributeAccessIssue]
