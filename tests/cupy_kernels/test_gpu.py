@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -29,4 +31,15 @@ def test_the_checks_run_on_the_host_but_for_streams_and_graphs(monkeypatch: pyte
     with launch.on_host(Emulator()):
         for check in checks.values():
             check(torch.device("cpu"))
-    assert len(on_device.ALL) == 2 * 3 * 8 + 7 + 6
+
+
+def test_no_check_is_left_out() -> None:
+    """Each function of the file that takes a device alone is a check, and none hides another's name."""
+    written = {
+        check
+        for check in vars(on_device).values()
+        if inspect.isfunction(check) and list(inspect.signature(check).parameters) == ["device"]
+    }
+    assert written == set(on_device.CHECKS_OF_MORE.values())
+    kernels = on_device.kernel_checks(list(on_device.SHAPES))
+    assert len(on_device.ALL) == len(kernels) + len(written)
