@@ -173,7 +173,7 @@ CLAIMS = (
             Comparison("numbers alone, at equal FLOPs", "six", ("one_equal_flops",), "held_out.numbers_nll"),
             Comparison("numbers and screenshots, at equal FLOPs", "six", ("one_equal_flops",)),
         ),
-        "The verdict is at equal pictures, where tiles cost tokens; the last two comparisons give one tile the same FLOPs "
-        "as more steps.",
+        "The verdict is at equal pictures, where tiles cost tokens; the last two comparisons give one tile the same "
+        "FLOPs, in more steps.",
     ),
 )
