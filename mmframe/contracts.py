@@ -341,6 +341,20 @@ class Evaluator(Component, ABC):
             model: In eval mode, on the device where it is to be measured.
         """
 
+    @abstractmethod
+    def metrics(self) -> Sequence[str]:
+        """Keys that `evaluate` may give, known without a model: a grid that wants another is refused before it trains.
+        A key that the data turns out to have no items for may be missing from what it gives."""
+
+    @abstractmethod
+    def files(self) -> Sequence[str]:
+        """The data that it measures on: paths and URLs, all there. Runs that were measured on files of other content
+        are not compared.
+
+        Raises:
+            UserError: a file is missing.
+        """
+
 
 def check_fp16(precision: torch.dtype | str) -> None:
     """fp16 overflows in this family of models (the authors confirm NaN): refused by name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.evaluators.common import losses, rate
-from components.evaluators.held_out import spread, tiles_of
+from components.evaluators.held_out import files_of, spread, tiles_of
 from mmframe.batch import Sample
 from mmframe.contracts import Evaluator
 from mmframe.data.encoding import Encoder
@@ -55,6 +55,13 @@ class AnswerLoss(Evaluator):
             )
         self.sources, self.records, self.max_tiles, self.prompts = sources, records, max_tiles, prompts
         self.max_tokens, self.rows = max_tokens, rows
+
+    def metrics(self) -> list[str]:
+        losses = [f"{name}_nll" for name in self.sources]
+        return ["nll", "nll_se", "tokens", "records", *losses, *(f"{name}_se" for name in losses)]
+
+    def files(self) -> list[str]:
+        return [file for path in self.sources.values() for file in files_of(path)]
 
     def evaluate(self, model: LoadedModel) -> dict[str, float]:
         figures: dict[str, float] = {}

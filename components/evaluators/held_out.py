@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mmframe.data.files import expand
 from mmframe.data.guess import guessed_source
 from mmframe.data.records import Record
 from mmframe.errors import UserError
@@ -23,6 +24,15 @@ def spread(path: str, count: int, what: str) -> Iterator[Record]:
     chosen = min(count, len(source))
     for number in range(chosen):
         yield source.record(number * len(source) // chosen)
+
+
+def files_of(path: str) -> list[str]:
+    """The files of a source: what its path or pattern stands for, or all that a folder holds.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    return expand(path, suffixes=("",))
 
 
 def tiles_of(model: LoadedModel, given: int | None, what: str) -> int:

@@ -9,6 +9,7 @@ import statistics
 from components.evaluators.common import losses, percent, read_texts
 from mmframe.batch import IGNORE, Sample
 from mmframe.contracts import Evaluator
+from mmframe.data.files import expand
 from mmframe.errors import UserError
 from mmframe.loading import LoadedModel
 from mmframe.processing import ChatProcessor
@@ -54,6 +55,12 @@ class TextChoice(Evaluator):
             raise UserError(f"TextChoice: normalise={normalise!r} is not known; use tokens, none or gain")
         self.texts, self.key, self.items, self.candidates = texts, key, items, candidates
         self.normalise, self.rows = normalise, rows
+
+    def metrics(self) -> list[str]:
+        return ["accuracy", "accuracy_se", "accuracy_n", "margin", "margin_se"]
+
+    def files(self) -> list[str]:
+        return expand(self.texts)
 
     def evaluate(self, model: LoadedModel) -> dict[str, float]:
         questions = self.questions()

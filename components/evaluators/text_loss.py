@@ -6,6 +6,7 @@ import math
 
 from components.evaluators.common import read_texts
 from mmframe.contracts import Evaluator
+from mmframe.data.files import expand
 from mmframe.errors import UserError
 from mmframe.evaluation import check_language
 from mmframe.loading import LoadedModel
@@ -35,6 +36,12 @@ class TextLoss(Evaluator):
         if rows < 1 or (count is not None and count < 1):
             raise UserError(f"TextLoss: count={count} and rows={rows} must be at least 1")
         self.texts, self.key, self.count, self.rows = texts, key, count, rows
+
+    def metrics(self) -> list[str]:
+        return ["nll", "perplexity", "tokens", "digest"]
+
+    def files(self) -> list[str]:
+        return expand(self.texts)
 
     def evaluate(self, model: LoadedModel) -> dict[str, float]:
         texts = list(read_texts(self.texts, self.key, self.count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from components.evaluators.common import percent
-from components.evaluators.held_out import spread, tiles_of
+from components.evaluators.held_out import files_of, spread, tiles_of
 from mmframe.contracts import Evaluator
 from mmframe.data.pictures import open_picture
 from mmframe.errors import UserError
@@ -14,6 +14,7 @@ from mmframe.loading import LoadedModel
 from mmframe.registry import register
 
 YES_NO = ("yes", "no")
+KINDS = ("all", "open", "yes_no")
 
 
 @register("evaluator")
@@ -51,6 +52,13 @@ class VisualQuestions(Evaluator):
         self.questions, self.pictures, self.max_tiles = questions, pictures, max_tiles
         self.max_new_tokens, self.blind = max_new_tokens, blind
 
+    def metrics(self) -> list[str]:
+        blind = [f"blind_{kind}" for kind in KINDS] if self.blind else []
+        return [*(kind + what for kind in KINDS for what in ("", "_se", "_n")), *blind]
+
+    def files(self) -> list[str]:
+        return files_of(self.questions)
+
     def evaluate(self, model: LoadedModel) -> dict[str, float]:
         pictures, asked, answers = [], [], []
         for record in spread(self.questions, self.pictures, "VisualQuestions"):
@@ -77,8 +85,8 @@ class VisualQuestions(Evaluator):
 def scores(prefix: str, right: Sequence[bool], answers: Sequence[str]) -> dict[str, float]:
     """Percent of right answers: of all, of the open questions, of those answered by yes or no."""
     is_open = [answer.strip().casefold() not in YES_NO for answer in answers]
-    kinds = {"all": [True] * len(right), "open": is_open, "yes_no": [not each for each in is_open]}
+    chosen_of = ([True] * len(right), is_open, [not each for each in is_open])
     figures: dict[str, float] = {}
-    for kind, chosen in kinds.items():
+    for kind, chosen in zip(KINDS, chosen_of, strict=True):
         figures |= percent(prefix + kind, [r for r, c in zip(right, chosen, strict=True) if c])
     return figures

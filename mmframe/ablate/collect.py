@@ -19,7 +19,8 @@ from mmframe.metrics_file import read_metrics
 
 RESULTS, CURVES = "results.csv", "curves.csv"
 COLUMNS = ("grid", "axis", "variant", "baseline", "seed", "run", "step", "role", "metric", "better", "value", "note")
-"""role: metric (a column of the table, in order), fact (what the run took), state (done, or why not), grid."""
+"""role: metric (a column of the table, in order), items (the standard error of a metric over the items that it was
+measured on), fact (what the run took), state (done, or why not), grid."""
 CURVE_COLUMNS = ("grid", "variant", "baseline", "seed", "stage", "step", "tokens", "metric", "value")
 SUMMED = ("tokens", "samples", "flops", "seconds")
 PEAKS = {"memory_gib": "memory/peak_rss_gib", "gpu_memory_gib": "memory/peak_cuda_gib"}
@@ -66,6 +67,8 @@ def _rows(grid: Grid, folder: RunFolder) -> Iterable[Row]:
         value = _metric(grid, folder, metric)
         row = {"step": steps, "role": "metric", "metric": metric, "better": better}
         yield row | ({"note": "was not logged"} if value is None else {"value": value})
+        if (error := _metric(grid, folder, f"{metric}_se")) is not None:
+            yield {"step": steps, "role": "items", "metric": f"{metric}_se", "value": error}
     totals = [record.get("totals", {}) for record in records]
     yield {"role": "fact", "metric": "steps", "value": steps}
     for name in SUMMED:

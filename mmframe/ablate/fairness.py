@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,19 @@ from mmframe.errors import UserError
 
 # where a run lies, and what the chain sets; and what follows from the seed
 _OWN = ("trainer.default_root_dir", "model.init_from", "ckpt_path", "seed_everything", "data.init_args.seed")
+_DERIVED = ("plan", "lengths ")
+"""Of the fingerprint of data: the order follows from the seed, and both from how records become tokens."""
 _WAYS = "delete one of the two folders, and the same command trains it anew"
 
 
-def check_fair(results: Path, runs: Sequence[Run]) -> None:
+def check_fair(results: Path, runs: Sequence[Run], evaluators: Mapping[str, dict[str, Any]]) -> None:
     """Compares what was recorded while the runs trained.
 
     - Two runs may differ where their recipes do, and nowhere else: in the complete configurations, with every default,
       an argument whose default has changed between the runs shows as well.
     - Runs with the same data in their recipes must have seen the same data: by its fingerprint, taken in training.
+      Which tokens a record becomes (tokenizer, patch embedder) may be what is compared, and is left out.
+    - What an evaluator was asked of them must have been asked about the same held-out files: by their content.
 
     Raises:
         UserError: one line that names both runs and the keys.
@@ -34,6 +38,7 @@ def check_fair(results: Path, runs: Sequence[Run]) -> None:
     for folder in folders:
         _same_configuration(folders[0], folder)
     _same_data(folders)
+    _same_held_out(folders, evaluators)
 
 
 def _same_configuration(one: RunFolder, other: RunFolder) -> None:
@@ -71,8 +76,8 @@ def _same_data(folders: Sequence[RunFolder]) -> None:
     seen: dict[str, tuple[RunFolder, dict[str, str]]] = {}
     for folder in folders:
         for stage, config in folder.run.configs.items():
-            found = {name: told for name, told in read_json(folder.stages[stage].done).get("data", {}).items()}
-            found.pop("plan", None)  # the order: follows from the seed
+            told = read_json(folder.stages[stage].done).get("data", {})
+            found = {name: what for name, what in told.items() if not name.startswith(_DERIVED)}
             first, before = seen.setdefault(_data_key(stage, config), (folder, found))
             strange = [name for name in {**before, **found} if before.get(name) != found.get(name)]
             if strange:
@@ -83,15 +88,22 @@ def _same_data(folders: Sequence[RunFolder]) -> None:
                 )
 
 
+def _same_held_out(folders: Sequence[RunFolder], evaluators: Mapping[str, dict[str, Any]]) -> None:
+    for name, spec in evaluators.items():
+        asked = [(folder, digest) for folder in folders if (digest := folder.held_out(spec)) is not None]
+        for folder, digest in asked:
+            if digest != asked[0][1]:
+                raise UserError(
+                    f"evaluator {name!r} has not measured {_name(asked[0][0])} and {_name(folder)} on the same files: "
+                    f"their content was {asked[0][1]}, then {digest}; {_WAYS}"
+                )
+
+
 def _data_key(stage: str, config: dict[str, Any]) -> str:
     """What decides which data a stage sees; the seed only orders it."""
     data = dict(config["data"])
     arguments = {key: value for key, value in (data.get("init_args") or {}).items() if key != "seed"}
-    model = config["model"]
-    return recipe_hash(
-        {"stage": stage, "data": {**data, "init_args": arguments}}
-        | {key: model.get(key) for key in ("processor", "patch_embedder")}
-    )
+    return recipe_hash({"stage": stage, "data": {**data, "init_args": arguments}})
 
 
 def _name(folder: RunFolder) -> str:

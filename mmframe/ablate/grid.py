@@ -89,6 +89,10 @@ class Grid:
         words = [str(_beside(self.file, word)) for word in (base or self.base)]
         return load_recipe(words)
 
+    def wanted_of(self, evaluator: str) -> list[str]:
+        """Keys of an evaluator's figures that are metrics of the grid."""
+        return [metric.partition(".")[2] for metric in self.metrics if metric.partition(".")[0] == evaluator]
+
 
 def read_grid(file: Path, preset: str | None = None) -> Grid:
     """Reads a grid.

@@ -64,9 +64,9 @@ def plan(grid: Grid, ask: Ask) -> list[Run]:
     runs = [Run(variant, seed, recipe, configs_of(recipe)) for variant, seed, recipe in drafts]
     models = [parameters_question(run.configs) for run in runs]
     asked = _asked(grid, runs)
-    answers = ask([*models, *(question for _, _, question in asked)])
+    answers = ask([*models, *(question for _, _, question in asked), *metrics_questions(grid)])
     steps: dict[int, dict[str, int]] = {}
-    for (number, stage, _), count in zip(asked, answers[len(models) :], strict=True):
+    for (number, stage, _), count in zip(asked, answers[len(models) :], strict=False):
         steps.setdefault(number, {})[stage] = count
     runs = [replace(run, parameters=counts) for run, counts in zip(runs, answers, strict=False)]
     runs = [_with_steps(run, steps[number]) if number in steps else run for number, run in enumerate(runs)]
@@ -92,6 +92,14 @@ def parameters_question(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     keys = ("backbone", "patch_embedder", "router", "freezing", "adapter")
     stages = {stage: {key: config["model"].get(key) for key in keys} for stage, config in configs.items()}
     return {"ask": "parameters", "stages": stages}
+
+
+def metrics_questions(grid: Grid) -> list[dict[str, Any]]:
+    """What the survey is asked about the evaluators: whether they give what the grid wants."""
+    return [
+        {"ask": "metrics", "name": name, "evaluator": evaluator, "wanted": grid.wanted_of(name)}
+        for name, evaluator in grid.evaluators.items()
+    ]
 
 
 def _asked(grid: Grid, runs: list[Run]) -> list[tuple[int, str, StepsQuestion]]:

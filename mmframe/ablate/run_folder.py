@@ -80,14 +80,19 @@ class RunFolder:
         found = read_json(self._evaluation(spec))
         return found["metrics"] if found.get("weights_id") == self.last.weights_id() and found else None
 
-    def write_measured(self, spec: dict[str, Any], metrics: dict[str, float], seconds: float) -> None:
-        """Keeps what an evaluator measured."""
+    def held_out(self, spec: dict[str, Any]) -> str | None:
+        """Fingerprint of the files that an evaluator measured the final weights on; None: not asked, or not kept."""
+        return None if self.measured(spec) is None else read_json(self._evaluation(spec)).get("held_out")
+
+    def write_measured(self, spec: dict[str, Any], metrics: dict[str, float], held_out: str, seconds: float) -> None:
+        """Keeps what an evaluator measured, and the fingerprint of the files that it did so on."""
         file = self._evaluation(spec)
         file.parent.mkdir(parents=True, exist_ok=True)
         found = {
             "evaluator": spec,
             "weights_id": self.last.weights_id(),
             "metrics": metrics,
+            "held_out": held_out,
             "seconds": round(seconds, 1),
         }
         write_atomically(file, json.dumps(found, indent=1) + "\n")

@@ -12,7 +12,7 @@ from mmframe.ablate.budget import step_rows, steps_within
 from mmframe.cli.data_job import component, geometry
 from mmframe.cli.lightning_cli import qualify
 from mmframe.data.base import MultimodalData, Rows
-from mmframe.errors import UserError
+from mmframe.errors import UserError, nearest
 from mmframe.experts import active_parameters
 from mmframe.planning.model import count, meta_model
 
@@ -62,6 +62,22 @@ def tokens(rows: Rows, epoch: int, index: int) -> int:
     return rows.tokens(epoch, index) if hasattr(rows, "tokens") else len(rows.sample(epoch, index))  # type: ignore
 
 
+def metrics(question: dict[str, Any]) -> bool:
+    """True: an evaluator can be made, and gives the figures that a grid wants of it.
+
+    Raises:
+        UserError: it cannot, or does not.
+    """
+    given = component(question["evaluator"]).metrics()
+    for key in question["wanted"]:
+        if key not in given:
+            raise UserError(
+                f"metrics: evaluator {question['name']!r} does not give {key!r}; {nearest(key, given)} it gives: "
+                f"{', '.join(given)}"
+            )
+    return True
+
+
 def _connected(question: dict[str, Any]) -> MultimodalData:
     """The data of a stage; kept, as stages and budgets share it."""
     parts = {key: question[key] for key in ("data", "processor", "patch_embedder")}
@@ -75,7 +91,7 @@ def _connected(question: dict[str, Any]) -> MultimodalData:
 def main() -> int:
     registry.discover()
     questions = qualify(json.loads(sys.stdin.read()))
-    answers = {"parameters": parameters, "steps": steps}
+    answers = {"parameters": parameters, "steps": steps, "metrics": metrics}
     try:
         found = [answers[question["ask"]](question) for question in questions]
     except UserError as error:

@@ -52,7 +52,7 @@ def sweep(
     places = slots(jobs, wants_gpu(runs))
     folders = {run.hash: RunFolder(results, run) for run in runs}
     open_runs = [run for run in runs if not folders[run.hash].finished(grid.evaluators)]
-    check_fair(results, runs)
+    check_fair(results, runs, grid.evaluators)
     write_index(results, grid, runs)
     print(
         f"ablate {grid.name}: {len(runs)} runs, {len(runs) - len(open_runs)} of them finished; {len(places)} at once; "
@@ -83,7 +83,7 @@ def write_results(grid: Grid, runs: Sequence[Run], results: Path) -> None:
     Raises:
         UserError: runs that must not be compared.
     """
-    check_fair(results, runs)
+    check_fair(results, runs, grid.evaluators)
     folder = results / grid.name
     rows, curves = collect(grid, runs, results)
     write_csv(folder / RESULTS, COLUMNS, rows)

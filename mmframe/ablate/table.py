@@ -22,7 +22,8 @@ FACTS = {
     "gpu_memory_gib": "GPU memory, GiB",
 }
 _EXPLAINED = """mean ± standard deviation over seeds; Δ: mean of the differences to the baseline, run by run under the
-same seed, with the 95 % interval of Student's t over these pairs. **Bold**: the interval leaves out zero. Active:
+same seed, with the 95 % interval of Student's t over these pairs; all runs are measured on the same items, and that
+these are few is not in it. **Bold**: the interval leaves out zero. Active:
 parameters that one token of text or image passes through (of the experts at a site, the largest one). FLOPs: of
 training, forward and backward, counted on some of the steps. Time: of training steps, without validation. Memory: peak
 of the process."""
@@ -73,6 +74,10 @@ class Table:
         seeds = [seed for seed in own if seed in base]
         return paired([own[seed] for seed in seeds], [base[seed] for seed in seeds])
 
+    def items_error(self, variant: str, metric: str) -> Spread:
+        """Standard error of a metric over the items that it was measured on, of each seed; none where it is unknown."""
+        return self.spread(variant, f"{metric}_se")
+
     def unfinished(self) -> list[tuple[str, str]]:
         """(run, why) of those that are not done."""
         states = (row for row in self.rows if row["role"] == "state" and row["value"] != "1")
@@ -93,6 +98,7 @@ def markdown(rows: Sequence[CsvRow]) -> str:
         "",
     ]
     lines += _lines(["variant", "n", *(_headed(table)), ""], _results(table))
+    lines += _over_items(table)
     lines += ["", *_lines(["variant", *_facts(table).values()], _costs(table)), "", _EXPLAINED]
     for what in ("revision", "device"):
         lines += ["", f"{what.capitalize()}: {'; '.join(table.notes(what)) or 'unknown'}."]
@@ -116,6 +122,16 @@ def _results(table: Table) -> Iterable[list[str]]:
             cells.append(with_sd(table.spread(variant, metric)))
             cells.append("" if variant == table.baseline else with_interval(table.delta(variant, metric)))
         yield [*cells, "baseline" if variant == table.baseline else ""]
+
+
+def _over_items(table: Table) -> list[str]:
+    """How well each metric is known from its items alone, a line; nothing where no metric says so."""
+    told = []
+    for metric in table.metrics:
+        errors = [error.mean for variant in table.variants if (error := table.items_error(variant, metric)).n]
+        if errors:
+            told.append(f"{metric} {figure(sum(errors) / len(errors))}")
+    return ["", f"Standard error over the items of one run, mean of the variants: {', '.join(told)}."] if told else []
 
 
 def _facts(table: Table) -> dict[str, str]:

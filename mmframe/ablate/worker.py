@@ -13,7 +13,7 @@ from mmframe.ablate.plan import Run
 from mmframe.ablate.run_folder import RunFolder
 from mmframe.cli.arguments import RunArguments
 from mmframe.cli.chain import fit
-from mmframe.errors import UserError, nearest
+from mmframe.errors import UserError
 
 
 def work(grid: Grid, run: Run, results: Path, keep: bool = False) -> int:
@@ -48,25 +48,18 @@ def measure(grid: Grid, folder: RunFolder) -> None:
     """Asks the evaluators that have not been asked about these weights.
 
     Raises:
-        UserError: an evaluator does not give a metric that the grid wants, or gives what is no number.
+        UserError: an evaluator gives what is no number.
     """
     waiting = {name: spec for name, spec in grid.evaluators.items() if folder.measured(spec) is None}
     model = _load(folder) if waiting else None
     for name, spec in waiting.items():
         begun = time.monotonic()
-        values = _ask(model, spec)
+        values, held_out = _ask(model, spec)
         bad = [key for key, value in values.items() if not math.isfinite(value)]
         if bad:
             raise UserError(f"evaluators.{name}: {bad[0]} is {values[bad[0]]}, no finite number")
-        folder.write_measured(spec, values, time.monotonic() - begun)
+        folder.write_measured(spec, values, held_out, time.monotonic() - begun)
         print(f"{name}: {', '.join(f'{key} {value:.4g}' for key, value in values.items())}", file=sys.stderr)
-    for metric in grid.metrics:
-        name, _, key = metric.partition(".")
-        given = folder.measured(grid.evaluators[name]) if name in grid.evaluators else None
-        if given is not None and key not in given:
-            raise UserError(
-                f"metrics: evaluator {name!r} does not give {key!r}; {nearest(key, given)} it gives: {', '.join(given)}"
-            )
 
 
 def _load(folder: RunFolder) -> Any:
@@ -81,13 +74,17 @@ def _load(folder: RunFolder) -> Any:
     return load(folder.last.weights, device)
 
 
-def _ask(model: Any, spec: dict[str, Any]) -> dict[str, float]:
+def _ask(model: Any, spec: dict[str, Any]) -> tuple[dict[str, float], str]:
+    """Figures, and the fingerprint of the files that they were measured on."""
     import torch
 
     from mmframe.cli.lightning_cli import qualify
+    from mmframe.data.files import content_digest
     from mmframe.loading import build
 
+    evaluator = build(qualify(spec))
+    held_out = content_digest(evaluator.files())
     torch.manual_seed(0)
     with torch.no_grad():
-        found = build(qualify(spec)).evaluate(model)
-    return {str(key): float(value) for key, value in found.items()}
+        found = evaluator.evaluate(model)
+    return {str(key): float(value) for key, value in found.items()}, held_out

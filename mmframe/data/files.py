@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from mmframe.errors import UserError
@@ -18,6 +20,9 @@ from mmframe.paths import data_path, offline_dir
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 _CHANGED = ("mtime", "LastModified", "last_modified", "Last-Modified", "ETag", "etag", "updated", "created")
 """Where the file systems of fsspec say when a file was last written, or which version it is."""
+
+_SMALL = 64 << 20  # bytes; of larger files a digest takes the ends
+_END = 1 << 20
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Endings of picture files, in small letters."""
@@ -170,6 +175,25 @@ def stamp(file: str) -> Stamp:
         if info.get("size") is None:
             raise UserError(f"data: {file}: the server does not say how large it is; download it first")
         return Stamp(int(info["size"]), next((str(info[key]) for key in _CHANGED if info.get(key)), ""))
+
+
+def content_digest(files: Iterable[str | Path]) -> str:
+    """Short hash of files: names, sizes and content, of large ones of their first and last megabyte. A file of which
+    there are two copies has one name and one digest; of a URL the size is taken and the content is not."""
+    whole = hashlib.sha256()
+    for file in sorted({str(file) for file in files}, key=lambda file: Path(file).parts):
+        size = stamp(file).size
+        whole.update(f"{base_name(file)}\t{size}\n".encode())
+        if is_url(file):
+            continue
+        with open_stream(file) as stream:
+            if size <= _SMALL:
+                whole.update(stream.read())
+            else:
+                whole.update(stream.read(_END))
+                stream.seek(-_END, os.SEEK_END)
+                whole.update(stream.read())
+    return whole.hexdigest()[:16]
 
 
 def stamps(files: Sequence[str]) -> list[Stamp]:

@@ -58,10 +58,11 @@ class MixtureRows:
         """What the rows are made of: by these a resumed run knows its data again."""
         told = {
             f"source {part.name}": f"{len(part.source):,} records in {sum(1 for _ in part.source.files()):,} files "
-            f"of {sum(size for _, size in part.source.files()):,} bytes, lengths {part.lengths.digest}"
+            f"of {sum(size for _, size in part.source.files()):,} bytes"
             for part in self.parts
         }
-        return told | {"plan": self.plan.digest}
+        lengths = {f"lengths {part.name}": part.lengths.digest for part in self.parts}
+        return {**told, **lengths, "plan": self.plan.digest}
 
     def tokens(self, epoch: int, index: int) -> int:
         """Planned tokens of a row, known without reading it."""

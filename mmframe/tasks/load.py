@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmframe.data.files import content_digest
 from mmframe.errors import UserError
 from mmframe.tasks.hub import folder_of
 from mmframe.tasks.readers import Files
 from mmframe.tasks.row_task import RowTask
 from mmframe.tasks.rows import rows_of
 from mmframe.tasks.spec import read_spec
-
-_SMALL = 64 << 20  # bytes; of larger files the fingerprint takes the ends
-_END = 1 << 20
 
 
 def load_task(name_or_path: str, data: Path | None = None, **overrides: Any) -> RowTask:
@@ -40,7 +38,7 @@ def load_task(name_or_path: str, data: Path | None = None, **overrides: Any) -> 
     except UserError as error:
         raise UserError(f"task {spec.name}: {error}") from error
     used = [*rows.files, *(shots.files if shots else ())]
-    task = RowTask(spec, rows, files, shots, digest(spec.prompt_facts()), fingerprint(used))
+    task = RowTask(spec, rows, files, shots, digest(spec.prompt_facts()), content_digest(used))
     _check(task)
     return task
 
@@ -48,22 +46,6 @@ def load_task(name_or_path: str, data: Path | None = None, **overrides: Any) -> 
 def digest(facts: Mapping[str, Any]) -> str:
     """Short hash of plain data; the order of keys counts only where it is that of options."""
     return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """Short hash of files: names, sizes and content, of large ones of their first and last megabyte."""
-    whole = hashlib.sha256()
-    for file in sorted(set(files)):
-        size = file.stat().st_size
-        whole.update(f"{file.name}\t{size}\n".encode())
-        with file.open("rb") as stream:
-            if size <= _SMALL:
-                whole.update(stream.read())
-            else:
-                whole.update(stream.read(_END))
-                stream.seek(-_END, 2)
-                whole.update(stream.read())
-    return whole.hexdigest()[:16]
 
 
 def _hint(data: Mapping[str, Any]) -> str:

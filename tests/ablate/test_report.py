@@ -124,10 +124,10 @@ def test_runs_that_differ_where_the_grid_does_not_are_refused(planned: Planned, 
     _, runs = planned(seeds=[0])
     pretend(tmp_path, runs[0], 3.0)
     pretend(tmp_path, runs[1], 2.9)
-    check_fair(tmp_path, runs)
+    check_fair(tmp_path, runs, {})
     pretend(tmp_path, runs[1], 2.9, eps=1e-6)
     with pytest.raises(UserError) as error:
-        check_fair(tmp_path, runs)
+        check_fair(tmp_path, runs, {})
     line = str(error.value)
     assert line.startswith("run none-s0 (") and "and run ffn-s0 (" in line
     assert "differ in model.optim.init_args.eps, which the grid does not change" in line
@@ -137,10 +137,10 @@ def test_runs_that_have_seen_other_data_are_refused(planned: Planned, tmp_path: 
     _, runs = planned(seeds=[0, 1])
     for run in runs:
         pretend(tmp_path, run, 3.0, data={"source a": "10 records", "plan": f"of seed {run.seed}"})
-    check_fair(tmp_path, runs)
+    check_fair(tmp_path, runs, {})
     pretend(tmp_path, runs[3], 3.0, data={"source a": "11 records", "plan": "of seed 1"})
     with pytest.raises(UserError) as error:
-        check_fair(tmp_path, runs)
+        check_fair(tmp_path, runs, {})
     assert "run none-s0" in str(error.value) and "run ffn-s1" in str(error.value)
     assert "have not seen the same data: source a was 10 records, then 11 records" in str(error.value)
 
@@ -150,7 +150,50 @@ def test_runs_whose_data_is_the_axis_may_have_seen_other_data(planned: Planned, 
     _, runs = planned(axes=axes, seeds=[0])
     pretend(tmp_path, runs[0], 3.0, data={"source a": "10 records"})
     pretend(tmp_path, runs[1], 3.0, data={"source a": "5 records"})
-    check_fair(tmp_path, runs)
+    check_fair(tmp_path, runs, {})
+
+
+def test_embedders_may_cut_the_same_data_into_other_tokens_but_not_see_other_data(
+    planned: Planned, tmp_path: Path
+) -> None:
+    """The lengths, and the order that follows from them, are the embedder's; the records are not."""
+    axes: dict[str, Any] = {
+        "embedder": {"as_it_is": {}, "coarse": {"model": {"patch_embedder": {"init_args": {"patch_size": 8}}}}}
+    }
+    _, runs = planned(axes=axes, seeds=[0])
+    seen = {"source a": "10 records", "lengths a": "of 8 tokens", "plan": "one"}
+    pretend(tmp_path, runs[0], 3.0, data=seen)
+    pretend(tmp_path, runs[1], 2.9, data={**seen, "lengths a": "of 16 tokens", "plan": "another"})
+    check_fair(tmp_path, runs, {})
+    pretend(tmp_path, runs[1], 2.9, data={**seen, "source a": "9 records"})
+    with pytest.raises(UserError, match="source a was 10 records, then 9 records"):
+        check_fair(tmp_path, runs, {})
+
+
+def test_runs_that_were_measured_on_other_files_are_refused(planned: Planned, tmp_path: Path) -> None:
+    texts = {"class_path": "TextLoss", "init_args": {"count": 2}}
+    grid, runs = planned(seeds=[0], evaluators={"text": texts}, metrics=["text.nll"])
+    folders = [pretend(tmp_path, run, 3.0) for run in runs]
+    for folder in folders:
+        folder.write_measured(texts, {"nll": 3.0}, "content one", 1.0)
+    check_fair(tmp_path, runs, grid.evaluators)
+    folders[1].write_measured(texts, {"nll": 2.9}, "content two", 1.0)
+    with pytest.raises(UserError) as error:
+        check_fair(tmp_path, runs, grid.evaluators)
+    line = str(error.value)
+    assert line.startswith("evaluator 'text' has not measured run none-s0 (") and "and run ffn-s0 (" in line
+    assert "on the same files: their content was content one, then content two" in line
+
+
+def test_the_error_over_items_stands_beside_the_one_over_seeds(planned: Planned, tmp_path: Path) -> None:
+    answers = {"class_path": "TextChoice", "init_args": {"items": 4}}
+    grid, runs = planned(evaluators={"words": answers}, metrics=["words.accuracy"])
+    pretend_all(tmp_path, runs)
+    for run, error in zip(runs, (2.0, 2.0, 2.0, 4.0, 4.0, 4.0), strict=True):
+        RunFolder(tmp_path, run).write_measured(answers, {"accuracy": 60.0, "accuracy_se": error}, "", 1.0)
+    assert "Standard error over the items of one run, mean of the variants: words.accuracy 3." in report_of(
+        grid, runs, tmp_path
+    )
 
 
 def test_a_metric_that_was_not_logged_is_a_gap(planned: Planned, tmp_path: Path) -> None:

@@ -158,8 +158,9 @@ def test_a_changed_evaluator_measures_again_and_does_not_train(story: Any) -> No
 def test_a_metric_that_its_evaluator_does_not_give_is_one_line(story: Any, capfd: pytest.CaptureFixture[str]) -> None:
     folder, *_ = story
     grid = yaml.safe_load((folder / "grid.yaml").read_text())
-    (folder / "grid2.yaml").write_text(yaml.safe_dump({**grid, "metrics": ["text.nl"]}))
-    assert main(["ablate", "grid2.yaml", "--out=out", "--run=ffn-s1"]) == 2
+    (folder / "grid2.yaml").write_text(yaml.safe_dump({**grid, "metrics": ["text.nl"], "seeds": [7]}))
+    assert main(["ablate", "grid2.yaml", "--out=out2"]) == 2, "before anything is trained"
+    assert not (folder / "out2" / "runs").exists()
     assert "evaluator 'text' does not give 'nl'; did you mean 'nll'?" in capfd.readouterr().err
 
 

@@ -63,6 +63,8 @@ def test_each_gives_the_same_finite_figures_again_and_leaves_the_model_alone(fol
     for name, evaluator in evaluators(folder).items():
         first, again = evaluator.evaluate(model), evaluator.evaluate(model)
         assert first == again and first, name
+        assert set(first) <= set(evaluator.metrics()), name
+        assert evaluator.files() and all(Path(file).is_file() for file in evaluator.files()), name
         assert all(math.isfinite(value) for value in first.values()), name
         json.dumps(first)
     assert not model.net.training
