@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All claims with larger budgets and five seeds on one GPU (written for an H100 of 80 GB: eight runs share it). Nothing of
-# it has run on a GPU yet; from the operations counted, 155 runs of one to two minutes, eight at a time: under an hour.
+# it has run on a GPU yet; from the operations counted, runs of one to three minutes, eight at a time: under an hour
+# (`python -m experiments.claims --preset h100 --dry-run` lists them).
 #
 #   bash experiments/claims/h100.sh [PYTHON]
 #

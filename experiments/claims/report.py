@@ -11,7 +11,7 @@ from typing import Any
 from experiments.claims.claims import CLAIMS, Claim
 from experiments.claims.verdict import Finding, findings, verdict
 from mmframe.ablate.collect import COLUMNS, read_csv, write_csv
-from mmframe.ablate.table import CsvRow, Table, fact, with_sd
+from mmframe.ablate.table import CsvRow, Table, fact, figure, with_sd
 from mmframe.cli.run_dir import write_atomically
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -22,7 +22,9 @@ zero in the claimed direction, **not reproduced** if it leaves it out in the oth
 claim of several parts needs all of them. Nothing is corrected for the number of comparisons. Of several
 variants to compare with the best one is taken, after the fact. An interval is over seeds: that the held-out
 records are few (30 to 60 of each kind) is not in it, and where a variant's frozen LLM gives the same text
-score under every seed, only the other variant varies."""
+score under every seed, only the other variant varies. "Items, s.e." is the standard error that the records
+alone give a variant's score, where it was kept; both variants are asked about the same ones, so that of their
+difference is smaller."""
 _SETTING = """SmolLM2-135M, pictures of 64 px, minutes of training: the signs of differences are compared with the
 paper's, never their sizes. All variants of a seed share the warm-started patch embedder of that seed
 (`recipes/warm_start.yaml`, ours, not EViP's), the order of the data and the held-out records; the pair of monolithic
@@ -94,12 +96,14 @@ def _section(preset: str, claim: Claim, table: Table | None, found: Sequence[Fin
     if table is None:
         return [*lines, "", f"Not run in this preset (`{claim.grid}`)."]
     lines += ["", f"![{claim.name}](claims_{preset}_{claim.name}.png)", ""]
-    lines += ["| comparison | metric | difference (95 % interval) | pairs | verdict |", "|---|---|---|---|---|"]
+    lines += ["| comparison | metric | difference (95 % interval) | pairs | items, s.e. | verdict |"]
+    lines.append("|---" * 6 + "|")
     for finding in found:
         what = f"{finding.comparison.says}: {finding.comparison.better} - {finding.than or '...'}"
         pairs = finding.difference.n if finding.difference else 0
         metric = f"{finding.comparison.metric}, {finding.better_is} is better"
-        lines.append(f"| {what} | {metric} | {_difference(finding)} | {pairs} | {finding.verdict} |")
+        items = _items_error(table, finding)
+        lines.append(f"| {what} | {metric} | {_difference(finding)} | {pairs} | {items} | {finding.verdict} |")
     facts = ("parameters_trainable", "tokens", "flops", "seconds")
     lines += ["", f"| variant | {' | '.join(table.metrics)} | trainable | tokens | FLOPs | time |"]
     lines.append("|---" * (len(table.metrics) + 5) + "|")
@@ -110,6 +114,15 @@ def _section(preset: str, claim: Claim, table: Table | None, found: Sequence[Fin
     if lost := table.unfinished():
         lines += ["", "Not finished: " + "; ".join(f"{run} ({why})" for run, why in lost) + "."]
     return [*lines, "", f"Device: {'; '.join(table.notes('device')) or 'unknown'}."]
+
+
+def _items_error(table: Table, finding: Finding) -> str:
+    """Standard error of the metric over its items, the larger of the two variants'."""
+    errors = [
+        table.items_error(variant, finding.comparison.metric) for variant in (finding.comparison.better, finding.than)
+    ]
+    known = [error.mean for error in errors if error.n]
+    return figure(max(known)) if known else "-"
 
 
 def told(finding: Finding) -> str:

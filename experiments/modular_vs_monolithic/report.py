@@ -24,6 +24,7 @@ FACTS = {
     "memory_gib": "training memory, GiB",
     "seconds": "training time",
 }
+EQUAL_FLOPS = "modular_equal_flops"
 _HONEST = """The modular encoder starts from random weights: no pretrained vision encoder can be had where this runs,
 and the papers' modular models have one. The experts start as copies of the LLM. So this says which of the two is the
 better use of equal data, parameters and FLOPs without vision pre-training, and nothing about the papers' models.
@@ -54,10 +55,21 @@ def markdown(preset: str, rows: Sequence[CsvRow], speed: Mapping[str, Any]) -> s
     lines.append("|---" * (1 + len(FACTS)) + "|")
     for variant in table.variants:
         lines.append(f"| {variant} | {' | '.join(fact(name, table.spread(variant, name).mean) for name in FACTS)} |")
-    lines += ["", *_inference(speed)]
+    lines += ["", *_equal_flops(table), *_inference(speed)]
     if lost := table.unfinished():
         lines += ["", "Not finished: " + "; ".join(f"{run} ({why})" for run, why in lost) + "."]
     return "\n".join([*lines, "", f"Device: {speed.get('device', 'unknown')}."]) + "\n"
+
+
+def _equal_flops(table: Table) -> list[str]:
+    """Whether the variant that is to cost as much as the baseline does, within a twentieth."""
+    costs = [table.spread(variant, "flops") for variant in (EQUAL_FLOPS, table.baseline)]
+    if not all(cost.n for cost in costs):
+        return []
+    over = costs[0].mean / costs[1].mean
+    told = f"Training FLOPs of `{EQUAL_FLOPS}` over those of `{table.baseline}`: {over:.3f}"
+    equal = 0.95 <= over <= 1.05
+    return [f"{told}." if equal else f"{told}: **not equal**; its steps in pair.yaml are to be set anew.", ""]
 
 
 def _less(table: Table, variant: str, metric: str) -> Any:
@@ -72,10 +84,11 @@ def _inference(speed: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Cost of inference",
         "",
-        "fp32, both models take turns; ratios are medians over rounds (smallest-largest).",
+        "fp32, both models take turns; ratios are medians over rounds (smallest-largest). Beyond: the most that a",
+        "prompt takes beside the weights up to its first token, its cache included.",
     ]
-    lines += ["", "| picture | model | prompt | prefill FLOPs | first token, s | tokens/s | weights, GiB |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    heads = ("picture", "model", "prompt", "prefill FLOPs", "first token, s", "tokens/s", "weights, GiB", "beyond, MiB")
+    lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     ratios = speed["modular over monolithic, seconds"]
     for picture in ratios:
         for half in ("monolithic", "modular"):
@@ -83,7 +96,7 @@ def _inference(speed: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"| {picture} | {half} | {found['prompt tokens']} | {found['prefill FLOPs']:.3g} | "
                 f"{found['seconds to first token']:.4f} | {found['tokens per second']:.1f} | "
-                f"{speed[half]['GiB of weights']:.2f} |"
+                f"{speed[half]['GiB of weights']:.2f} | {found['MiB beyond the weights']:.1f} |"
             )
     lines += ["", "Modular over monolithic, seconds:", ""]
     for picture, over in ratios.items():

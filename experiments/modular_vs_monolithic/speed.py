@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from experiments.bench.allocations import peak_bytes
 from experiments.bench.first_token import first_token
 from experiments.bench.timing import compare, ratio
 from mmframe import registry
@@ -60,6 +61,13 @@ def prefill_flops(net: MultimodalLM, sample: Sample) -> int:
 
 
 @torch.no_grad()
+def working_memory(net: MultimodalLM, sample: Sample) -> float:
+    """The most that a prompt takes up to its first token, its cache included and the weights not, MiB."""
+    device = next(net.parameters()).device
+    return round(peak_bytes(lambda: first_token(net, sample), device) / 2**20, 2)
+
+
+@torch.no_grad()
 def measure(rounds: int = 9, tokens: int = 24) -> dict[str, Any]:
     """Figures of both halves, taking turns.
 
@@ -68,8 +76,9 @@ def measure(rounds: int = 9, tokens: int = 24) -> dict[str, Any]:
         tokens: Decoded in a round.
 
     Returns:
-        Of each half: parameters, bytes of weights, and for each size of picture FLOPs of the prefill, seconds to the
-        first token, tokens per second of decoding after it; and the ratios modular over monolithic, round by round.
+        Of each half: parameters, bytes of weights, and for each size of picture FLOPs of the prefill, its memory beyond
+        the weights, seconds to the first token, tokens per second of decoding after it; and the ratios modular over
+        monolithic, round by round.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nets = {half: net_of(half, device) for half in HALVES}
@@ -100,6 +109,7 @@ def _timed(
         half: {
             "prompt tokens": len(samples[half]),
             "prefill FLOPs": prefill_flops(nets[half], samples[half]),
+            "MiB beyond the weights": working_memory(nets[half], samples[half]),
             "seconds to first token": round(statistics.median(first[half]), 5),
             "tokens per second": round(tokens / statistics.median(decoding[half]), 2),
         }

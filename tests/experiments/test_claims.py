@@ -163,10 +163,16 @@ def test_the_report_is_made_from_the_csv_alone(tmp_path: Path) -> None:
 
 
 def test_the_pair_has_a_report_too(tmp_path: Path) -> None:
-    values = {"monolithic": [1.0, 1.1, 0.9], "modular": [1.4, 1.5, 1.3], "monolithic_half": [1.2, 1.3, 1.1]}
+    values = {"monolithic": [1.0, 1.1, 0.9], "modular": [1.4, 1.5, 1.3], "modular_equal_flops": [1.2, 1.3, 1.1]}
     made = rows(values)
     write_csv(tmp_path / "modular_vs_monolithic_quick.csv", COLUMNS, [dict(row) for row in made])
-    half = {"prompt tokens": 48, "prefill FLOPs": 1e10, "seconds to first token": 0.1, "tokens per second": 20.0}
+    half = {
+        "prompt tokens": 48,
+        "prefill FLOPs": 1e10,
+        "MiB beyond the weights": 5.0,
+        "seconds to first token": 0.1,
+        "tokens per second": 20.0,
+    }
     sizes = {"parameters": 1, "GiB of weights": 0.9, "one tile": half}
     over = {"first token": {"median": 1.3, "min": 1.2, "max": 1.4}}
     speed = {"monolithic": sizes, "modular": sizes, "modular over monolithic, seconds": {"one tile": over}}
@@ -174,6 +180,7 @@ def test_the_pair_has_a_report_too(tmp_path: Path) -> None:
         assert file.is_file()
     text = (tmp_path / "modular_vs_monolithic_quick.md").read_text(encoding="utf-8")
     assert "| modular | **-0.4 (-0.4 to -0.4)** |" in text and "first token 1.30 (1.20-1.40)" in text
+    assert "`modular_equal_flops` over those of `monolithic`: 3.000: **not equal**" in text, "planted: it costs thrice"
 
 
 def test_weights_of_unfinished_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

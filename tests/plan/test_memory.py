@@ -6,12 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from experiments.bench.allocations import peak_bytes
 from mmframe.batch import Batch
 from mmframe.objectives import NextToken
 from mmframe.planning.memory import STRATEGIES, USABLE, ModelBytes
@@ -33,27 +32,10 @@ def train(sizes: dict[str, int], stage: str, precision: str, count: int) -> None
     fit(module(sizes, POLICIES[stage]), [rows(count)] * 3, precision=precision, gradient_clip_val=1.0)
 
 
-def most_allocated(recorded: Any) -> int:
-    """Peak of what torch's CPU allocator had given out, from the profiler's records of every allocation and release."""
-    now = most = 0
-    events = list(recorded.profiler.kineto_results.experimental_event_tree())
-    changes = []
-    while events:
-        event = events.pop()
-        events += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
-    for _, size in sorted(changes):
-        now += size
-        most = max(most, now)
-    return most
-
-
 @pytest.mark.parametrize(("stage", "precision"), [("S1.1", "bf16-true"), ("S1.3", "32-true"), ("S2", "32-true")])
 def test_the_peak_is_that_of_a_real_training_on_the_cpu(stage: str, precision: str) -> None:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        train(MEDIUM, stage, precision, 8)
-    assert planned(MEDIUM, stage, precision, 8) == pytest.approx(most_allocated(recorded), rel=0.15)
+    took = peak_bytes(lambda: train(MEDIUM, stage, precision, 8), torch.device("cpu"))
+    assert planned(MEDIUM, stage, precision, 8) == pytest.approx(took, rel=0.15)
 
 
 RESIDENT = """
