@@ -60,8 +60,8 @@ def cross_entropy(logits_SV: Tensor, labels_S: Tensor) -> Tensor:
 class NextToken(Objective):
     """Cross entropy of the next token at supervised positions; logits are computed nowhere else.
 
-    The loss is sum(w ce) / sum(w) over the supervised tokens of the global batch, as in the released code
-    (`loss_reduction` of its packed data sets, where sqrt is called square).
+    The loss is sum(w ce) / sum(w) over the supervised tokens of the global batch, as in the released code of
+    Mono-InternVL (arXiv 2410.08202; `loss_reduction` of its packed data sets, where sqrt is called square).
 
     Args:
         weighting: w of a token in a sample with x supervised tokens: ``token`` 1; ``sample`` 1 / x, so that a long

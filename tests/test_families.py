@@ -45,6 +45,7 @@ class Size:
         tolerance: How far ours may be away from `model`.
         why: Who says so; and where ours differs, for what reason.
         active: `model` counts what one token of text passes, and not all weights.
+        experts: Their parameters, whole, from the published sizes of the layers that they copy.
     """
 
     llm: float
@@ -52,22 +53,70 @@ class Size:
     tolerance: float
     why: str
     active: bool = False
+    experts: int = 0
+
+
+def experts(layers: int, hidden: int, ffn: int, kv: int = 0, sites: str = "ffn") -> int:
+    """Parameters of an expert at each site of each layer.
+
+    Args:
+        layers: Of the LLM.
+        hidden: Its width.
+        ffn: Width of its SwiGLU.
+        kv: Width of all keys.
+        sites: Words of: qkv, o, ffn, norms, biases (of q, k and v).
+    """
+    size = {
+        "qkv": hidden * (hidden + 2 * kv),
+        "o": hidden * hidden,
+        "ffn": 3 * hidden * ffn,
+        "norms": 2 * hidden,
+        "biases": hidden + 2 * kv,
+    }
+    return layers * sum(size[site] for site in sites.split())
 
 
 SIZES = {
-    "evip": Size(INTERNLM2, 3.11, 0.005, "safetensors of OpenGVLab/Mono-InternVL-2B"),
-    "evip_pp": Size(INTERNLM2, 1.8, 0.11, "'1.8B activated' (v1's page; embedder and head count here)", active=True),
+    "evip": Size(INTERNLM2, 3.11, 0.005, "safetensors of OpenGVLab/Mono-InternVL-2B", experts=experts(24, 2048, 8192)),
+    "evip_pp": Size(
+        INTERNLM2,
+        1.8,
+        0.11,
+        "'1.8B activated' (v1's page; embedder and head count here)",
+        active=True,
+        experts=experts(24, 2048, 8192, 1024, "qkv ffn"),
+    ),
     "internvl_1_5": Size(INTERNLM2, 2.2, 0.01, "model card of Mini-InternVL-Chat-2B-V1-5"),
-    "families/breen": Size(QWEN2_5, 7, 0.7, "'7B' in others' tables is the LLM", active=True),
+    "families/breen": Size(
+        QWEN2_5, 7, 0.7, "'7B' in others' tables is the LLM", active=True, experts=experts(28, 3584, 18944)
+    ),
     "families/cogvlm": Size(
-        VICUNA, 17, 0.7, "README: 10 B visual and 7 B language; the adapter here is 0.12 B smaller"
+        VICUNA,
+        17,
+        0.7,
+        "README: 10 B visual and 7 B language; the adapter here is 0.12 B smaller",
+        experts=experts(32, 4096, 11008, 4096, "qkv o ffn"),
     ),
     "families/eve": Size(VICUNA, 7, 0.5, "its name"),
-    "families/eve_v2": Size(QWEN2_5, 7, 0.7, "its name is that of the LLM", active=True),
+    "families/eve_v2": Size(
+        QWEN2_5,
+        7,
+        0.7,
+        "its name is that of the LLM",
+        active=True,
+        experts=experts(28, 3584, 18944, 512, "qkv biases o ffn norms"),
+    ),
     "families/fuyu": Size(9.40, 9.41, 0.005, "safetensors of adept/fuyu-8b; '8B' leaves out a vocabulary matrix"),
     "families/gemma_4_unified": Size(11.90, 11.95, 0.02, "model card; it has 2.5 M for audio, not here"),
     "families/hovle": Size(INTERNLM2, 2.6, 0.2, "model card; it counts a second table of text embeddings, 0.19 B"),
-    "families/navil": Size(INTERNLM2, 2.4, 0.15, "arXiv 2510.08565, activated", active=True),
+    "families/navil": Size(
+        INTERNLM2,
+        2.4,
+        0.15,
+        "arXiv 2510.08565, activated",
+        active=True,
+        experts=experts(24, 2048, 8192, 1024, "qkv o ffn"),
+    ),
     "families/neo": Size(1.72, 2, 0.6, "its name; without the embedding 2.3 B"),
     "families/sail": Size(MISTRAL, 7, 0.5, "its name"),
     "families/solo": Size(MISTRAL, 7, 0.5, "its name"),
@@ -105,6 +154,7 @@ def test_full_size_is_the_published_one_in_every_stage(name: str) -> None:
     total = sum(counts.values())
     visual = sum(n for key, n in counts.items() if ".visual." in key)
     new = sum(n for key, n in counts.items() if key.startswith(NEW) or "_hw" in key)
+    assert visual == published.experts, "the experts"
     assert (total - visual - new) / 1e9 == pytest.approx(published.llm, abs=0.012), "the LLM"
     assert (total - visual * published.active) / 1e9 == pytest.approx(published.model, abs=published.tolerance)
     assert_says(name, total)

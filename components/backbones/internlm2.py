@@ -17,7 +17,8 @@ from mmframe.registry import register
 class InternLM2(Decoder):
     """InternLM2 of any size; the defaults are InternLM2-chat-1.8B with the nine tokens that InternVL adds.
 
-    Values: paper-facts table of the 1.8B model (released config). Builds on the meta device.
+    Values: config.json of internlm/internlm2-chat-1_8b-sft. Source: InternLM2 (arXiv 2403.17297). Builds on the meta
+    device.
 
     Args:
         hidden_size: D.

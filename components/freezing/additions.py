@@ -32,7 +32,10 @@ class AdditionsOnly(FreezingPolicy):
 
 @register("freezing")
 class LoRAParameters(AdditionsOnly):
-    """Trains what `model.adapter: LoRA` adds; all pretrained weights are frozen."""
+    """Trains what `model.adapter: LoRA` adds; all pretrained weights are frozen.
+
+    Source: LoRA (arXiv 2106.09685); VoRA (arXiv 2503.20680) trains its embedder beside.
+    """
 
     group = "lora"
     additions = ["*.lora_a", "*.lora_b"]
@@ -40,7 +43,10 @@ class LoRAParameters(AdditionsOnly):
 
 @register("freezing")
 class GatedBranchParameters(AdditionsOnly):
-    """Trains what `model.adapter: GatedBranch` adds; all pretrained weights are frozen."""
+    """Trains what `model.adapter: GatedBranch` adds; all pretrained weights are frozen.
+
+    Source: EVE v1.2 (the step after arXiv 2406.11832, in its released code).
+    """
 
     group = "branch"
     additions = ["*.branch_weight", "*.branch_gate"]

@@ -23,6 +23,8 @@ def visual_experts(experts: Sequence[str], lr: float) -> dict[str, TrainableGrou
 class TrainOnly(FreezingPolicy):
     """Trains the named groups and freezes all else: the general policy.
 
+    Source: delta tuning (Mono-InternVL, arXiv 2410.08202, section 3.2) of any parts.
+
     Args:
         train: Name -> ``{match: [patterns], lr: peak rate, weight_decay: override, layers: 0-11}``, the last two if
             wanted. Patterns are shell-style over names such as ``backbone.layers.3.ffn.visual.gate.weight``,
@@ -43,6 +45,8 @@ class TrainOnly(FreezingPolicy):
 class EmbedderOnly(FreezingPolicy):
     """Trains the patch embedder alone.
 
+    Source: the first stage of LLaVA (arXiv 2304.08485), which trains what lies between picture and LLM.
+
     Args:
         lr: Peak learning rate.
     """
@@ -60,7 +64,8 @@ class EmbedderOnly(FreezingPolicy):
 class VisualParameters(FreezingPolicy):
     """S1.1 and S1.2: patch embedder and visual experts (of the FFN and, in 1.5, of the attention).
 
-    The whole text path is frozen: text-only logits stay those of the base LLM, to the last bit.
+    The whole text path is frozen: text-only logits stay those of the base LLM, to the last bit. Source: Mono-InternVL
+    (arXiv 2410.08202), section 3.2; Mono-InternVL-1.5 (arXiv 2507.12566).
 
     Args:
         embedder_lr: Peak rate of the patch embedder.
@@ -79,6 +84,8 @@ class VisualParameters(FreezingPolicy):
 @register("freezing")
 class VisualAndAttention(VisualParameters):
     """S1.3: also the pretrained q, k, v, o. Norms, text FFN, embedding and head stay frozen.
+
+    Source: Mono-InternVL (arXiv 2410.08202), section 3.2 and Table 9; the released code trains wqkv and wo.
 
     Args:
         embedder_lr: Peak rate of the patch embedder.
@@ -102,6 +109,8 @@ class VisualAndAttention(VisualParameters):
 @register("freezing")
 class Everything(FreezingPolicy):
     """S2, and the full-tuning baseline: every parameter trains.
+
+    Source: Mono-InternVL (arXiv 2410.08202), section 3.2 and Table 5.
 
     Args:
         text_lr: Peak rate of the pretrained LLM.

@@ -35,7 +35,8 @@ class InternViT(GridEmbedder):
 
     Pair it with SharedRouter for the modular baseline. Defaults are InternViT-300M-448px with the projector of
     InternVL-1.5-2B (448 px tile -> 256 tokens; 317 M parameters beside a backbone of 2,048). The encoder trains or
-    freezes with ``patch_embedder.layers.*`` and the projector with ``patch_embedder.mlp.*``.
+    freezes with ``patch_embedder.layers.*`` and the projector with ``patch_embedder.mlp.*``. Source: InternVL-1.5
+    (arXiv 2404.16821) and config.json of OpenGVLab/InternViT-300M-448px.
 
     Args:
         hidden_size: D; filled in from the backbone.

@@ -27,8 +27,8 @@ class MonoPatchEmbedder(GridEmbedder):
     """x_v = MLP(PatchEmbed(I) + PE): one visual token per (patch_size / downsample)^2 pixels.
 
     Conv2d with stride = kernel = patch_size -> + learned positions (bicubic interpolation to other grids) -> pixel
-    shuffle -> LayerNorm, Linear, GELU (erf), Linear. No transformer layer. Source: Mono-InternVL section 3.1;
-    defaults are the released 2B model (448 px tile -> 256 tokens).
+    shuffle -> LayerNorm, Linear, GELU (erf), Linear. No transformer layer. Source: Mono-InternVL (arXiv 2410.08202),
+    section 3.1; defaults are the released 2B model (448 px tile -> 256 tokens).
 
     Args:
         hidden_size: D; filled in from the backbone.

@@ -18,6 +18,8 @@ from mmframe.registry import register
 class VisionEncoder(GridEmbedder):
     """A vision encoder of timm -> pixel shuffle -> LayerNorm, Linear, GELU, Linear: the shape of InternVL-1.5.
 
+    Source: InternVL-1.5 (arXiv 2404.16821), for the projector; the encoders are timm's.
+
     Pair it with SharedRouter for a modular model; the encoder trains or freezes with the patterns
     ``patch_embedder.encoder.*`` and ``patch_embedder.mlp.*``. timm's InternViT is ``vit_intern300m_patch14_448``; for
     one with official names, export and gradient checkpointing take InternViT. Vision transformers (CLIP's, DINOv2's,

@@ -19,9 +19,10 @@ from mmframe.registry import register
 class ModalityRouter(ExpertRouter):
     """Every token goes to the expert of its kind; nothing is learned, no auxiliary loss.
 
-    Mono-InternVL: FFN experts; boundary tokens count as text. Mono-InternVL-1.5: FFN and q, k, v experts; o and
-    the norms stay shared (both are switches here: add them to `experts_at`). A low-rank expert is LoRA's addition
-    (Hu et al., arXiv 2106.09685) for visual tokens alone, as in InternLM-XComposer2 ("Partial LoRA", arXiv 2401.16420).
+    Mono-InternVL (arXiv 2410.08202): FFN experts; boundary tokens count as text. Mono-InternVL-1.5 (arXiv 2507.12566):
+    FFN and q, k, v experts; o and the norms stay shared (both are switches here: add them to `experts_at`). A low-rank
+    expert is LoRA's addition (Hu et al., arXiv 2106.09685) for visual tokens alone, as in InternLM-XComposer2 ("Partial
+    LoRA", arXiv 2401.16420).
 
     Args:
         experts_at: Site -> layers that have a visual expert there. Sites: q, k, v, o, ffn, attn_norm, ffn_norm, and
@@ -110,7 +111,11 @@ def _sites(given: dict[str, str]) -> dict[str, str]:
 
 @register("router")
 class SharedRouter(ExpertRouter):
-    """No experts: one set of weights for every token. The dense baseline."""
+    """No experts: one set of weights for every token. The dense baseline.
+
+    Source: the modular models, InternVL-1.5 (arXiv 2404.16821), and "no visual experts" of Mono-InternVL's Table 5
+    (arXiv 2410.08202).
+    """
 
     experts = ("text",)
 

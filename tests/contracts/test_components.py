@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 import pytest
@@ -32,6 +34,18 @@ def test_it_says_what_it_is_and_what_each_argument_does(cls: type) -> None:
     assert entry.summary.endswith((".", ":")), "the first line of the docstring is a sentence"
     silent = [name for name, argument in entry.signature.arguments.items() if not argument.doc]
     assert silent == [], "arguments without a line under Args:"
+
+
+SOURCED = ("backbone", "patch_embedder", "router", "freezing", "objective", "adapter", "auxiliary")
+"""Kinds that implement somebody's idea: what an ablation is about."""
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for kind in SOURCED for cls in registry.classes(kind)], ids=lambda cls: cls.__name__
+)
+def test_its_docstring_names_its_source(cls: type) -> None:
+    text = inspect.getdoc(cls) or ""
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|config\.json of \S+/\S+", text), "a paper's number or a published config"
 
 
 @every_component
