@@ -19,8 +19,8 @@ class GemmaPatchEmbedder(GridEmbedder):
     """LN -> Linear -> LN -> + column and row positions -> LN -> RMSNorm -> Linear, over raw patches.
 
     Source: Gemma 4 12B Unified (arXiv 2607.02770), as transformers has it (Gemma4UnifiedVisionEmbedder). Defaults are
-    its config: 48 px patches, 49.9 M parameters beside its backbone of 3,840. There a picture keeps its shape and has at
-    most 280 tokens; a default tile has 256.
+    its config: 48 px patches, 49.9 M parameters beside its backbone of 3,840. There a picture keeps its shape and has
+    at most 280 tokens; a default tile has 256.
 
     Args:
         hidden_size: D; filled in from the backbone.

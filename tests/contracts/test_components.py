@@ -45,7 +45,7 @@ SOURCED = ("backbone", "patch_embedder", "router", "freezing", "objective", "ada
 )
 def test_its_docstring_names_its_source(cls: type) -> None:
     text = inspect.getdoc(cls) or ""
-    assert re.search(r"arXiv \d{4}\.\d{4,5}|config\.json of \S+/\S+", text), "a paper's number or a published config"
+    assert re.search(r"arXiv \d{4}\.\d{4,5}|(Source|Values): \w", text), "a paper's number, or Source: who had the idea"
 
 
 @every_component
