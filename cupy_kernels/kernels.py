@@ -19,7 +19,9 @@ WIDTHS = 8
 
 SM80_THREADS, SM80_COLUMNS = 256, 128
 SM80_SHARED = 4 * (128 + 128) * 40 * 2  # stages x rows of A and B x (32 deep + 8) x bf16
-SM90_THREADS, SM90_COLUMNS = 384, 128
+SM90_THREADS, SM90_COLUMNS, SM90_DEPTH = 384, 128, 64
+SM90_WARPS = (SM90_THREADS - 128) // 32  # that multiply
+LEAST_STEPS = 8  # of a block that shares a tile: they take longer than handing the sum over
 SM90_SHARED = 4 * 48 * 1024 + 2 * 4 * 8  # stages and barriers; the 128-column kernels have six stages of 32 KiB
 SM90_SHARED_NARROW = 6 * 32 * 1024 + 2 * 6 * 8
 DECODE_THREADS, DOWN_THREADS = 256, 128
@@ -59,6 +61,16 @@ def check_tiles(tiles: Tensor, like: Tensor) -> None:
 def uses_tma(run: Launcher, device: torch.device) -> bool:
     """Hopper alone has wgmma; every other device from sm_80 on takes the mma.sync kernels."""
     return run.capability(device)[0] == 9
+
+
+def shares(run: Launcher, device: torch.device, tiles: int, depth: int) -> tuple[int, int]:
+    """(blocks, tiles in one piece) of a product whose last tiles are shared out by steps of SM90_DEPTH: `Schedule`.
+
+    No more blocks than have LEAST_STEPS each. Nothing is shared where the tiles go evenly into the blocks.
+    """
+    steps = -(-depth // SM90_DEPTH)
+    blocks = min(run.multiprocessors(device), max(tiles, tiles * steps // LEAST_STEPS))
+    return blocks, tiles if tiles % blocks == 0 else max(0, tiles // blocks - 1) * blocks
 
 
 def _persistent(run: Launcher, device: torch.device, tiles: Tensor, columns: int) -> tuple[int]:
@@ -117,8 +129,14 @@ def project(
         return y
     if uses_tma(run, x.device):
         maps = (run.tensor_map(x, TILE_ROWS), *(run.tensor_map(w, SM90_COLUMNS) for w in weights))
-        args = (*maps, *biases, residual, y, tiles, len(tiles), K, N)
-        run("project_sm90", _persistent(run, x.device, tiles, N), SM90_THREADS, SM90_SHARED_NARROW, x.device, args)
+        total = len(tiles) * -(-N // SM90_COLUMNS)
+        blocks, whole = shares(run, x.device, total, K)
+        sums = arrived = None
+        if whole < total:
+            sums = x.new_empty(2 * blocks, TILE_ROWS, SM90_COLUMNS, dtype=torch.float32)
+            arrived = x.new_zeros(total - whole, SM90_WARPS, dtype=torch.int32)
+        args = (*maps, *biases, residual, y, tiles, len(tiles), K, N, whole, sums, arrived)
+        run("project_sm90", (blocks,), SM90_THREADS, SM90_SHARED_NARROW, x.device, args)
     else:
         args = (x, *weights, *biases, residual, y, tiles, K, N)
         run("project_sm80", (len(tiles), -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, x.device, args)

@@ -52,7 +52,7 @@ DEVICE void copy_async(void* to, const void* from, bool valid) {
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-// ---- loads that are read once -----------------------------------------------------------------------------------
+// ---- loads and stores with a say in caching ---------------------------------------------------------------------
 
 DEVICE uint4 load_once(const void* p) {
   uint4 v;
@@ -60,6 +60,14 @@ DEVICE uint4 load_once(const void* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
 }
+
+// What blocks hand to one another: past L1, which does not see the stores of other multiprocessors.
+DEVICE float load_global(const float* p) {
+  float v;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+  return v;
+}
+DEVICE void store_global(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
 
 // ---- sm_90a: mbarrier, TMA, wgmma -------------------------------------------------------------------------------
 

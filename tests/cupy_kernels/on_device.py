@@ -22,14 +22,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cupy_kernels import launch
+from cupy_kernels import launch, reference
 from cupy_kernels.launch import CudaLauncher
 from cupy_kernels.ops import decode_ffn, ffn, project
-from tests.cupy_kernels.cases import CHECKS, DECODE, SHAPES, Shape, check_decode_ffn, matrix, wrong
+from cupy_kernels.tiles import TileTable
+from tests.cupy_kernels.cases import (
+    CHECKS,
+    DECODE,
+    NORM_TOLERANCE,
+    SHAPES,
+    Shape,
+    check_decode_ffn,
+    matrix,
+    pair,
+    wrong,
+)
 
 Check = Callable[[torch.device], None]
 KERNELS = "kernels"
 MEDIUM = Shape(((0, 300), (1, 700)), 512, 1024)
+PREFILLS = ((64, 256), (64, 1024), (64, 3328))
+DOWN = (2048, 8192)
+"""Rows of the experts, and the down projection, of InternLM2-1.8B."""
 
 
 def kernel_checks(shapes: list[str]) -> dict[str, Check]:
@@ -98,6 +112,19 @@ def a_delayed_producer_on_a_side_stream_is_waited_for(device: torch.device) -> N
     assert torch.equal(got, want)
 
 
+def tiles_that_blocks_share_add_up_and_always_alike(device: torch.device) -> None:
+    """The down projection, where the tiles do not go evenly into the multiprocessors; again and again, as the blocks
+    come in another order every time."""
+    for rows in PREFILLS:
+        table = TileTable.sorted(rows, device)
+        x, weights = matrix(sum(rows), DOWN[1], device), pair(*DOWN, device)
+        first = project(x, weights, table)
+        wide_weights = (weights[0].double(), weights[1].double())
+        want = reference.project(x.double(), wide_weights, (None, None), None, table.spans)
+        assert error(first, want) < NORM_TOLERANCE, rows
+        assert all(torch.equal(project(x, weights, table), first) for _ in range(20)), rows
+
+
 def a_thread_without_a_context_launches(device: torch.device) -> None:
     """As one of autograd's is, whose first work may be the backward of a kernel."""
     x, weights = inputs(MEDIUM, device)[0], experts(MEDIUM, device)
@@ -136,7 +163,7 @@ def a_captured_graph_gives_what_eager_gives(device: torch.device) -> None:
 
 
 def two_runs_are_equal_to_the_last_bit(device: torch.device) -> None:
-    """No atomics, no order that depends on the clock."""
+    """No sum whose order depends on the clock."""
     table, weights, (x, residual) = MEDIUM.table(device), experts(MEDIUM, device), inputs(MEDIUM, device)
     first = ffn(x, residual, weights, table)
     assert all(torch.equal(first, ffn(x, residual, weights, table)) for _ in range(20))
@@ -206,6 +233,7 @@ CHECKS_OF_MORE: dict[str, Check] = {
     for function in (
         gradients_agree_with_float64,
         a_delayed_producer_on_a_side_stream_is_waited_for,
+        tiles_that_blocks_share_add_up_and_always_alike,
         a_thread_without_a_context_launches,
         a_captured_graph_gives_what_eager_gives,
         two_runs_are_equal_to_the_last_bit,

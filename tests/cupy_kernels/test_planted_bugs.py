@@ -46,6 +46,10 @@ BUGS = {
         "swiglu_backward", SM90, ("descriptor(place + A_BYTES, BOX, 1024)", "descriptor(place + A_BYTES, 1024, BOX)")
     ),
     "sm90_phase_not_flipped": Bug("project", SM90, ("stage = 0, phase ^= 1;", "stage = 0;")),
+    "sm90_sum_before_all_have_come": Bug("project", SM90, ("!= last - first) return", "!= last - first - 1) return")),
+    "sm90_share_of_another_tile": Bug("project", SM90, ("(block, block == first)", "(block, block == last)")),
+    "sm90_share_missing": Bug("project", SM90, ("block <= last; block++", "block < last; block++")),
+    "sm90_share_ends_late": Bug("project", SM90, ("from + steps};", "from + steps + 1};")),
     "backward_wrong_sign": Bug("swiglu_backward", SM80, ("(1.f + g.x * (1.f - s0))", "(1.f - g.x * (1.f - s0))")),
     "decode_missing_barrier": Bug(
         "decode_ffn", SM90, ("  __syncthreads();\n\n  for (int n = blockIdx.x", "\n  for (int n = blockIdx.x")
