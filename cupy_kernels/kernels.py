@@ -196,14 +196,20 @@ def decode_ffn(
         check(f"gate{number}", gates[number], (N, D), x)
         check(f"up{number}", ups[number], (N, D), x)
         check(f"down{number}", downs[number], (D, N), x)
-    variant = next(n for n in (1, 2, 4, 8) if n >= T)
     h, y = x.new_empty(T, N), torch.empty_like(x)
     total = x if delta is None else torch.empty_like(x)
     warps = DECODE_THREADS // 32
-    blocks = min(-(-N // warps), 2 * run.multiprocessors(x.device))
-    shared = T * D * 2 + T * warps * 4
-    args = (x, delta, total, *norms, gates[0], ups[0], gates[1], ups[1], h, first, T, D, N, float(eps))
-    run(f"decode_gate_up_{variant}", (blocks,), DECODE_THREADS, shared, x.device, args)
+    if T == 1:
+        expert = int(first == 0)
+        blocks = min(-(-N // warps), 2 * run.multiprocessors(x.device))
+        args = (x, delta, total, norms[expert], gates[expert], ups[expert], h, D, N, float(eps))
+        run("decode_gate_up_one", (blocks,), DECODE_THREADS, D * 2 + warps * 4, x.device, args)
+        run("decode_down_one", (D,), DOWN_THREADS, DOWN_THREADS // 32 * 4, x.device, (h, downs[expert], total, y, N, D))
+        return y
+    blocks = min(-(-N // (warps * 8)), run.multiprocessors(x.device))
+    pitch = -(-D // 64) * 64 + 32  # lanes that read eight tokens at once then meet no bank twice
+    args = (x, delta, total, *norms, gates[0], ups[0], gates[1], ups[1], h, first, T, D, N, pitch, float(eps))
+    run("decode_gate_up_few", (blocks,), DECODE_THREADS, T * (pitch * 2 + warps * 4), x.device, args)
     args = (h, *downs, total, y, first, T, N, D)
-    run(f"decode_down_{variant}", (D,), DOWN_THREADS, T * DOWN_THREADS // 32 * 4, x.device, args)
+    run("decode_down_few", (-(-D // 16),), DECODE_THREADS, warps * 16 * MAX_DECODE_TOKENS * 4, x.device, args)
     return y

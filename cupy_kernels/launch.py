@@ -27,7 +27,7 @@ BOX_COLUMNS = 64
 SOURCE_OF = {
     **{f"{name}_sm80": "experts_sm80.cu" for name in ("gate_up", "project", "swiglu_backward")},
     **{f"{name}_sm90": "experts_sm90.cu" for name in ("gate_up", "project", "swiglu_backward")},
-    **{f"{name}_{n}": "decode.cu" for name in ("decode_gate_up", "decode_down") for n in (1, 2, 4, 8)},
+    **{f"{name}_{n}": "decode.cu" for name in ("decode_gate_up", "decode_down") for n in ("one", "few")},
 }
 """Kernel -> file in csrc/."""
 

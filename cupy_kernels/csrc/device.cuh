@@ -156,6 +156,7 @@ DEVICE float high_half(uint32_t two) {
 }
 DEVICE float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }
+DEVICE float rounded(float x) { return __bfloat162float(__float2bfloat16(x)); }
 DEVICE float warp_sum(float v) {
   for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;

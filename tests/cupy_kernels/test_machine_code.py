@@ -23,7 +23,7 @@ REGISTERS = {"sm80": 128, "sm90": 168, "decode_gate_up": 128, "decode_down": 128
 INSTRUCTIONS = {
     "experts_sm80.cu": ("HMMA.16816.F32.BF16", "LDSM", "LDGSTS"),
     "experts_sm90.cu": ("HGMMA.64x256x16.F32.BF16", "HGMMA.64x128x16.F32.BF16", "UTMALDG.2D", "USETMAXREG", "SYNCS"),
-    "decode.cu": ("LDG.E.128",),
+    "decode.cu": ("LDG.E.128", "HMMA.16816.F32.BF16"),
 }
 CASES = [
     (source, arch)

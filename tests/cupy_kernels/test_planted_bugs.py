@@ -52,11 +52,18 @@ BUGS = {
     "sm90_share_ends_late": Bug("project", SM90, ("from + steps};", "from + steps + 1};")),
     "backward_wrong_sign": Bug("swiglu_backward", SM80, ("(1.f + g.x * (1.f - s0))", "(1.f - g.x * (1.f - s0))")),
     "decode_missing_barrier": Bug(
-        "decode_ffn", SM90, ("  __syncthreads();\n\n  for (int n = blockIdx.x", "\n  for (int n = blockIdx.x")
+        "decode_ffn", SM90, ("  __syncthreads();\n}\n\n// ---- one token", "}\n\n// ---- one token")
     ),
     "decode_wrong_norm": Bug("decode_ffn", SM90, ("t < first ? norm0 : norm1", "t <= first ? norm0 : norm1")),
-    "decode_depth_missing": Bug("decode_ffn", SM90, ("from = warp * pieces,", "from = warp * pieces + WIDE,")),
-    "decode_sum_not_stored": Bug("decode_ffn", SM90, ("if (delta && blockIdx.x == 0) sum", "if (0) sum")),
+    "decode_depth_missing": Bug("decode_ffn", SM90, ("from = warp * pieces;", "from = warp * pieces + WIDE;")),
+    "decode_sum_not_stored": Bug("decode_ffn", SM90, ("if (blockIdx.x == 0) store_pair(sum", "if (0) store_pair(sum")),
+    "decode_fragment_turned": Bug(
+        "decode_ffn", SM90, ("{low.x, high.x, low.y, high.y}", "{low.x, low.y, high.x, high.y}")
+    ),
+    "decode_half_loaded_again": Bug("decode_ffn", SM90, ("k + 2 * DEEP, end)", "k + DEEP, end)")),
+    "decode_token_of_the_other_expert": Bug(
+        "decode_ffn", SM90, ("begin <= t && t < end)\n          h", "t < end)\n          h")
+    ),
 }
 
 
@@ -81,6 +88,7 @@ def seen(bug: Bug, emulator: Emulator) -> bool:
                 try:
                     if bug.kernel == "decode_ffn":
                         found = wrong(check_decode_ffn(emulator, DECODE["eight_mixed"]))
+                        found += wrong(check_decode_ffn(emulator, DECODE["one_image"]))
                     else:
                         found = wrong(CHECKS[bug.kernel](emulator, SHAPES["deep"]))
                         found += wrong(CHECKS[bug.kernel](emulator, SHAPES["sorted_ragged"]))

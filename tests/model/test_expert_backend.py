@@ -117,7 +117,7 @@ def test_decoding_is_as_close_to_fp32_as_the_torch_backend(name: str, emulator: 
         steps[key] = torch.stack(logits)
     assert as_close(steps["kernels"], steps["torch"], steps["exact"])
     layers = by_kernels.backbone.num_layers
-    assert emulator.launched.count("decode_gate_up_4") == emulator.launched.count("decode_down_4") == 4 * layers
+    assert emulator.launched.count("decode_gate_up_few") == emulator.launched.count("decode_down_few") == 4 * layers
 
 
 @pytest.mark.parametrize("policy", ["visual", "everything"])
