@@ -6,7 +6,8 @@ night   all claims, 160 steps a run (40 to 320 in `scaling`), bf16 products: thr
 h100    all claims, 600 steps of four times the pictures, five seeds: see h100.sh
 
 A second call goes on where the first was stopped. The data is fetched beforehand: `python -m mmframe.data.demo`, and
-`mmframe data offline DIR` with MMFRAME_OFFLINE_DATA=DIR. The report is written to experiments/results/claims_PRESET.*.
+`mmframe data offline DIR` with MMFRAME_OFFLINE_DATA=DIR. The report is written to experiments/results/claims_PRESET.*;
+`--results DIR` keeps those that are there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from experiments.claims.claims import CLAIMS, Claim
 from experiments.claims.report import RESULTS, read_results, write_report, write_results
@@ -39,6 +41,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep", action="store_true", help="keep the weights of finished runs, a gigabyte each")
     parser.add_argument("--dry-run", action="store_true", help="check every grid and say what would run")
     parser.add_argument("--report-only", action="store_true", help="write the report from claims_PRESET.csv")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where the report goes")
     return parser.parse_args(words)
 
 
@@ -73,6 +76,7 @@ def train(args: argparse.Namespace, claims: list[Claim]) -> int:
 
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
+    folder = args.results.absolute()
     os.chdir(REPOSITORY)  # the recipes name their start from here
     try:
         claims = [claim for claim in chosen(args.only) if args.preset in preset_names(claim.file)]
@@ -80,8 +84,8 @@ def main(words: list[str] | None = None) -> int:
         if args.dry_run:
             return code
         if not args.report_only:
-            write_results(args.preset, {claim.name: results(claim.file, args.preset) for claim in claims})
-        for file in write_report(args.preset, read_results(RESULTS / f"claims_{args.preset}.csv")):
+            write_results(args.preset, {claim.name: results(claim.file, args.preset) for claim in claims}, folder)
+        for file in write_report(args.preset, read_results(folder / f"claims_{args.preset}.csv"), folder):
             print(file)
         return code
     except UserError as error:

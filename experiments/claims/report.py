@@ -32,7 +32,7 @@ and modular models learns its own, from the same pictures. `held_out.nll` is nat
 numbers are partly taken from others who quote its tables."""
 
 
-def write_results(preset: str, found: Mapping[str, Sequence[CsvRow]], folder: Path = RESULTS) -> Path:
+def write_results(preset: str, found: Mapping[str, Sequence[CsvRow]], folder: Path) -> Path:
     """All rows of all grids as one CSV; claims that were not run this time keep the rows of an earlier run."""
     file = folder / f"claims_{preset}.csv"
     rows = {name: list(rows) for name, rows in (read_results(file) if file.is_file() else {}).items()}
@@ -53,7 +53,7 @@ def read_results(file: Path) -> dict[str, list[CsvRow]]:
     return found
 
 
-def write_report(preset: str, found: Mapping[str, Sequence[CsvRow]], folder: Path = RESULTS) -> list[Path]:
+def write_report(preset: str, found: Mapping[str, Sequence[CsvRow]], folder: Path) -> list[Path]:
     """claims_PRESET.md, .json and a figure for each claim that was run; the files written."""
     from experiments.claims.draw import draw_claim, draw_overview
 

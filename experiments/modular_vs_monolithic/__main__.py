@@ -1,7 +1,8 @@
 """`python -m experiments.modular_vs_monolithic [--preset quick|night|h100]`: trains both, measures both, one report.
 
 The runs are shared with `python -m experiments.claims --preset ...`; a second call goes on where the first was stopped.
-Writes experiments/results/modular_vs_monolithic_PRESET.md, .json, .csv and .png.
+Writes experiments/results/modular_vs_monolithic_PRESET.md, .json, .csv and .png; `--results DIR` keeps those that are
+there.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="of every timing at inference")
     parser.add_argument("--keep", action="store_true", help="keep the weights of finished runs, a gigabyte each")
     parser.add_argument("--report-only", action="store_true", help="write the report from what was measured before")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where the report goes")
     return parser.parse_args(words)
 
 
-def write(preset: str, speed: dict[str, Any], folder: Path = RESULTS) -> list[Path]:
+def write(preset: str, speed: dict[str, Any], folder: Path) -> list[Path]:
     """The report from the CSV and the timings."""
     name = f"modular_vs_monolithic_{preset}"
     rows = read_csv(folder / f"{name}.csv", COLUMNS)
@@ -49,16 +51,17 @@ def write(preset: str, speed: dict[str, Any], folder: Path = RESULTS) -> list[Pa
 
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
+    folder = args.results.absolute()
     os.chdir(REPOSITORY)
     code = 0
     try:
         if args.report_only:
-            file = RESULTS / f"modular_vs_monolithic_{args.preset}.json"
+            file = folder / f"modular_vs_monolithic_{args.preset}.json"
             speed = json.loads(file.read_text(encoding="utf-8"))["inference"] if file.is_file() else {}
         else:
             code = run_grid(GRID, args.preset, args.jobs)
             rows = results(GRID, args.preset)
-            write_csv(RESULTS / f"modular_vs_monolithic_{args.preset}.csv", COLUMNS, [dict(row) for row in rows])
+            write_csv(folder / f"modular_vs_monolithic_{args.preset}.csv", COLUMNS, [dict(row) for row in rows])
             if not args.keep:
                 drop_weights(rows, args.preset)
             from experiments.bench.timing import device_name
@@ -67,7 +70,7 @@ def main(words: list[str] | None = None) -> int:
 
             keep_freed_memory()  # as the commands do
             speed = {"device": device_name(), "when": time.strftime("%Y-%m-%d"), **measure(args.rounds)}
-        for file in write(args.preset, speed):
+        for file in write(args.preset, speed, folder):
             print(file)
         return code
     except UserError as error:

@@ -31,7 +31,7 @@ def net_of(half: str, device: torch.device) -> MultimodalLM:
     """The model of a recipe with the weights that it starts from; what is new in it is random, which costs the same."""
     registry.discover()
     recipe = load_recipe([str(RECIPES / f"{half}.yaml")])
-    model = qualify(recipe.resolve(list(recipe.stages)[-1]))["model"]
+    model = qualify(recipe.resolve([None, *recipe.stages][-1]))["model"]
     backbone = build(model["backbone"])
     embedder = model["patch_embedder"]
     arguments = {**embedder.get("init_args", {}), "hidden_size": backbone.hidden_size}
