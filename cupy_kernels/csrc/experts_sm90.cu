@@ -129,11 +129,15 @@ struct Shared {
     float* mine = place<kRegisters>(blockIdx.x, share.from == 0);
 #pragma unroll
     for (int r = 0; r < kRegisters; r++) store_global(mine + r * WARPS * 32, d[r]);
-    __threadfence();
     __syncwarp();
-    int before = lane == 0 ? atomicAdd(arrived + tile * WARPS + threadIdx.x / 32 - 4, 1) : 0;
+    int before = 0;
+    if (lane == 0) {  // for the whole warp: what its lanes have stored, and what they will load
+      __threadfence();
+      before = atomicAdd(arrived + tile * WARPS + threadIdx.x / 32 - 4, 1);
+      __threadfence();
+    }
     if (__shfl_sync(0xffffffffu, before, 0) != last - first) return false;
-    __threadfence();
+    __syncwarp();
 #pragma unroll
     for (int r = 0; r < kRegisters; r++) d[r] = 0;
     for (int block = first; block <= last; block++) {
