@@ -3,7 +3,7 @@
 #   1  compile every kernel for sm_80, sm_90, sm_90a        (also without a GPU, where the rest is skipped)
 #   2  the kernels, operators and models on the device against float64 and the torch backend; side streams, CUDA graphs
 #   3  compute-sanitizer: memcheck and racecheck
-#   4  ceilings, the table of operators, the 2B models: experiments/results/kernels_DEVICE.json, its plots, and
+#   4  what a call costs the host; ceilings, the table of operators, the 2B models: experiments/results/kernels_DEVICE.json, its plots, and
 #      cupy_kernels/measured.json, by which `auto` chooses
 #
 #   experiments/bench/gpu_check.sh [folder for logs, default runs/gpu_check]
@@ -53,6 +53,7 @@ for tool in "memcheck --report-api-errors no" racecheck; do
     echo "$check: $result" >>"$OUT/sanitizer.txt"
 done
 
+step launch_cost 60 "$PYTHON" -m experiments.bench.launch_cost && cat "$OUT/launch_cost.log"
 [ -f "$OUT/checks.json" ] || echo '{}' >"$OUT/checks.json"
 step benchmark 300 "$PYTHON" -m experiments.bench.kernels --checks "$OUT/checks.json" --sanitizer "$OUT/sanitizer.txt" \
     --keep "$OUT/so_far.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cupy_kernels import launch, selection
-from experiments.bench import kernel_models, kernels
+from experiments.bench import kernel_models, kernels, launch_cost
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +29,12 @@ def test_the_script_compiles_and_stops_where_there_is_no_gpu(tmp_path: Path) -> 
     compiled = (tmp_path / "out" / "compile.log").read_text().splitlines()
     assert len(compiled) == 7 and all(" bytes " in line for line in compiled)
     assert selection.TABLE.read_bytes() == before
+
+
+def test_the_cost_of_a_launch_is_told_for_each_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    launch_cost.main(["--rounds", "1"])
+    told = capsys.readouterr().out
+    assert [line.split(maxsplit=1)[1] for line in told.splitlines()[1:4]] == ["ffn", "project", "decode_ffn, one token"]
 
 
 def test_the_benchmark_runs_at_toy_size_and_makes_its_table_and_plots(
