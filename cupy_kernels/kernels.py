@@ -5,11 +5,13 @@ T rows of the batch, D hidden, F intermediate, K depth and N columns of a produc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from cupy_kernels.errors import KernelError
-from cupy_kernels.launch import Launcher
+from cupy_kernels.launch import GATE_UP_COLUMNS, PROJECT_COLUMNS, Argument, Launcher
 from cupy_kernels.reference import Pair
 from cupy_kernels.tiles import TILE_ROWS
 
@@ -19,11 +21,7 @@ WIDTHS = 8
 
 SM80_THREADS, SM80_COLUMNS = 256, 128
 SM80_SHARED = 4 * (128 + 128) * 40 * 2  # stages x rows of A and B x (32 deep + 8) x bf16
-SM90_THREADS, SM90_COLUMNS, SM90_DEPTH = 384, 128, 64
-SM90_WARPS = (SM90_THREADS - 128) // 32  # that multiply
-LEAST_STEPS = 8  # of a block that shares a tile: they take longer than handing the sum over
-SM90_SHARED = 4 * 48 * 1024 + 2 * 4 * 8  # stages and barriers; the 128-column kernels have six stages of 32 KiB
-SM90_SHARED_NARROW = 6 * 32 * 1024 + 2 * 6 * 8
+SM90_THREADS, SM90_DEPTH = 384, 64
 DECODE_THREADS, DOWN_THREADS = 256, 128
 
 
@@ -63,18 +61,29 @@ def uses_tma(run: Launcher, device: torch.device) -> bool:
     return run.capability(device)[0] == 9
 
 
-def shares(run: Launcher, device: torch.device, tiles: int, depth: int) -> tuple[int, int]:
-    """(blocks, tiles in one piece) of a product whose last tiles are shared out by steps of SM90_DEPTH: `Schedule`.
+def sm90_shared(columns: int) -> int:
+    """Bytes of shared memory of a block whose tiles have so many columns: `Pipeline`."""
+    stage = (TILE_ROWS + columns) * SM90_DEPTH * 2 + 2 * 8  # A, B and two barriers
+    return min(8, (226 << 10) // stage) * stage
 
-    No more blocks than have LEAST_STEPS each. Nothing is shared where the tiles go evenly into the blocks.
+
+def tile_columns(multiprocessors: int, row_tiles: int, columns: int, widths: Sequence[int]) -> int:
+    """The width of tiles with which the last multiprocessor is done first: rounds x the time of a tile.
+
+    That time grows with the width and what goes along with any: on an H100 as width + 64, in full rounds and in single
+    ones (2048 x 8192 and 2048 x 2048 at 320 to 4096 rows, all widths).
     """
-    steps = -(-depth // SM90_DEPTH)
-    blocks = min(run.multiprocessors(device), max(tiles, tiles * steps // LEAST_STEPS))
-    return blocks, tiles if tiles % blocks == 0 else max(0, tiles // blocks - 1) * blocks
+
+    def cost(width: int) -> int:
+        return -(-row_tiles * -(-columns // width) // multiprocessors) * (width + 64)
+
+    return min(widths, key=cost)
 
 
-def _persistent(run: Launcher, device: torch.device, tiles: Tensor, columns: int) -> tuple[int]:
-    return (min(run.multiprocessors(device), len(tiles) * -(-columns // SM90_COLUMNS)),)
+def _on_hopper(run: Launcher, name: str, x: Tensor, columns: int, tiles: int, args: Sequence[Argument]) -> None:
+    """Persistent blocks, no more than have a tile."""
+    blocks = min(run.multiprocessors(x.device), tiles)
+    run(name, (blocks,), SM90_THREADS, sm90_shared(columns), x.device, args)
 
 
 def gate_up(
@@ -94,9 +103,10 @@ def gate_up(
         return h, g, u
     if uses_tma(run, x.device):
         maps = [run.tensor_map(x, TILE_ROWS)]
-        maps += [run.tensor_map(w, SM90_COLUMNS) for w in (gates[0], ups[0], gates[1], ups[1])]
+        columns = tile_columns(run.multiprocessors(x.device), len(tiles), 2 * N, GATE_UP_COLUMNS)
+        maps += [run.tensor_map(w, columns // 2) for w in (gates[0], ups[0], gates[1], ups[1])]
         args = (*maps, h, g, u, tiles, len(tiles), K, N)
-        run("gate_up_sm90", _persistent(run, x.device, tiles, N), SM90_THREADS, SM90_SHARED, x.device, args)
+        _on_hopper(run, f"gate_up_sm90_{columns}", x, columns, len(tiles) * -(-2 * N // columns), args)
     else:
         grid = (len(tiles), -(-N // (SM80_COLUMNS // 2)))
         args = (x, gates[0], ups[0], gates[1], ups[1], h, g, u, tiles, K, N)
@@ -128,15 +138,10 @@ def project(
     if not T:
         return y
     if uses_tma(run, x.device):
-        maps = (run.tensor_map(x, TILE_ROWS), *(run.tensor_map(w, SM90_COLUMNS) for w in weights))
-        total = len(tiles) * -(-N // SM90_COLUMNS)
-        blocks, whole = shares(run, x.device, total, K)
-        sums = arrived = None
-        if whole < total:
-            sums = x.new_empty(2 * blocks, TILE_ROWS, SM90_COLUMNS, dtype=torch.float32)
-            arrived = x.new_zeros(total - whole, SM90_WARPS, dtype=torch.int32)
-        args = (*maps, *biases, residual, y, tiles, len(tiles), K, N, whole, sums, arrived)
-        run("project_sm90", (blocks,), SM90_THREADS, SM90_SHARED_NARROW, x.device, args)
+        columns = tile_columns(run.multiprocessors(x.device), len(tiles), N, PROJECT_COLUMNS)
+        maps = (run.tensor_map(x, TILE_ROWS), *(run.tensor_map(w, columns) for w in weights))
+        args = (*maps, *biases, residual, y, tiles, len(tiles), K, N)
+        _on_hopper(run, f"project_sm90_{columns}", x, columns, len(tiles) * -(-N // columns), args)
     else:
         args = (x, *weights, *biases, residual, y, tiles, K, N)
         run("project_sm80", (len(tiles), -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, x.device, args)
@@ -163,8 +168,7 @@ def swiglu_backward(
     if uses_tma(run, dy.device):
         maps = (run.tensor_map(dy, TILE_ROWS), *(run.tensor_map(w, 64) for w in downs))
         args = (*maps, g, u, dg, du, h, tiles, len(tiles), K, N)
-        grid = _persistent(run, dy.device, tiles, N)
-        run("swiglu_backward_sm90", grid, SM90_THREADS, SM90_SHARED_NARROW, dy.device, args)
+        _on_hopper(run, "swiglu_backward_sm90", dy, 256, len(tiles) * -(-N // 256), args)
     else:
         args = (dy, *downs, g, u, dg, du, h, tiles, K, N)
         run("swiglu_backward_sm80", (len(tiles), -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, dy.device, args)
@@ -209,7 +213,7 @@ def decode_ffn(
     blocks = min(-(-N // (warps * 8)), run.multiprocessors(x.device))
     pitch = -(-D // 64) * 64 + 32  # lanes that read eight tokens at once then meet no bank twice
     args = (x, delta, total, *norms, gates[0], ups[0], gates[1], ups[1], h, first, T, D, N, pitch, float(eps))
-    run("decode_gate_up_few", (blocks,), DECODE_THREADS, T * (pitch * 2 + warps * 4), x.device, args)
+    run("decode_gate_up_few", (blocks,), DECODE_THREADS, T * pitch * 2 + warps * 4, x.device, args)
     args = (h, *downs, total, y, first, T, N, D)
     run("decode_down_few", (-(-D // 16),), DECODE_THREADS, warps * 16 * MAX_DECODE_TOKENS * 4, x.device, args)
     return y

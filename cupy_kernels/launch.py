@@ -5,7 +5,10 @@ Tensors go as raw pointers: on the same stream, so torch's allocator keeps them 
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import itertools
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,9 +27,15 @@ TENSOR_MAP_BYTES = 128
 BOX_COLUMNS = 64
 """Columns of a TMA box: 128 bytes of bf16, the width of the swizzle."""
 
+GATE_UP_COLUMNS = 128, 192, 256  # half of them gate's
+PROJECT_COLUMNS = 64, 96, 128, 160, 192, 256
+"""Widths of a tile on Hopper that there is a kernel for."""
+
 SOURCE_OF = {
     **{f"{name}_sm80": "experts_sm80.cu" for name in ("gate_up", "project", "swiglu_backward")},
-    **{f"{name}_sm90": "experts_sm90.cu" for name in ("gate_up", "project", "swiglu_backward")},
+    **{f"gate_up_sm90_{columns}": "experts_sm90.cu" for columns in GATE_UP_COLUMNS},
+    **{f"project_sm90_{columns}": "experts_sm90.cu" for columns in PROJECT_COLUMNS},
+    "swiglu_backward_sm90": "experts_sm90.cu",
     **{f"{name}_{n}": "decode.cu" for name in ("decode_gate_up", "decode_down") for n in ("one", "few")},
 }
 """Kernel -> file in csrc/."""
@@ -90,15 +99,10 @@ def _cuda() -> CudaLauncher:
     return CudaLauncher()
 
 
-class _Stream:
-    """What CuPy asks of a stream."""
-
-    def __init__(self, ptr: int) -> None:
-        self.ptr = ptr
-
-
 class CudaLauncher:
-    """CuPy's RawModule and RawKernel, one table of functions for each device.
+    """CuPy's RawModule and its driver's launch, one table of functions for each device.
+
+    The arguments are packed here: CuPy's own call wraps each of a dozen in an object, which took longer than a kernel.
 
     Args:
         choose_for: Takes the kernels of this compute capability instead of the device's own: on Hopper, (8, 0) runs
@@ -107,9 +111,9 @@ class CudaLauncher:
 
     def __init__(self, choose_for: tuple[int, int] | None = None) -> None:
         import cupy
-        import numpy
+        from cupy_backends.cuda.api import driver
 
-        self.cupy, self.numpy, self.choose_for = cupy, numpy, choose_for
+        self.cupy, self.driver, self.choose_for = cupy, driver, choose_for
         self.function = functools.cache(self._function)
         self.real_capability = functools.cache(torch.cuda.get_device_capability)
 
@@ -126,40 +130,58 @@ class CudaLauncher:
 
     def _function(self, name: str, device: int, shared: int) -> Any:
         major, minor = self.real_capability(device)
-        arch = f"sm_{major}{minor}" + ("a" if name.endswith("_sm90") else "")
+        arch = f"sm_{major}{minor}" + ("a" if "_sm90" in name else "")
         cubin = compile_source(SOURCES / SOURCE_OF[name], arch)
         kernel = self.cupy.RawModule(path=str(cubin.path)).get_function(name)
         if shared > 48 << 10:
             kernel.max_dynamic_shared_size_bytes = shared
-        return kernel
+        return kernel.kernel
 
     def __call__(
         self, name: str, grid: Sequence[int], threads: int, shared: int, device: torch.device, args: Sequence[Argument]
     ) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         with self.cupy.cuda.Device(index):
-            kernel = self.function(name, index, shared)
+            function = self.function(name, index, shared)
             # never kept: a CUDA graph's capture and the user's `with torch.cuda.stream` both change it
-            stream = _Stream(torch.cuda.current_stream(index).cuda_stream)
-            grid = (*grid, 1, 1)[:3]
-            kernel.kernel(grid, (threads, 1, 1), tuple(map(self._plain, args)), shared, stream)
+            stream = torch.cuda.current_stream(index).cuda_stream
+            packed, offsets = pack(args)
+            first = ctypes.cast(packed, ctypes.c_void_p).value or 0
+            params = (ctypes.c_void_p * len(args))(*[first + offset for offset in offsets])
+            shape = (*grid, 1, 1)[:3]
+            self.driver.launchKernel(function.ptr, *shape, threads, 1, 1, shared, stream, ctypes.addressof(params), 0)
 
-    def _plain(self, value: Argument) -> Any:
-        numpy = self.numpy
-        if isinstance(value, Tensor):
-            return numpy.uint64(value.data_ptr())
+
+def pack(args: Sequence[Argument]) -> tuple[bytes, tuple[int, ...]]:
+    """The arguments one after another, and where each begins."""
+    kinds, values = "", []
+    for value in args:
         if value is None:
-            return numpy.uint64(0)
-        if isinstance(value, bytes):
-            return numpy.frombuffer(value, dtype=f"V{len(value)}")
-        return numpy.int32(value) if isinstance(value, int) else numpy.float32(value)
+            kinds += "p"
+            values.append(0)
+        elif isinstance(value, Tensor):
+            kinds += "p"
+            values.append(value.data_ptr())
+        else:
+            kinds += "m" if isinstance(value, bytes) else "i" if isinstance(value, int) else "f"
+            values.append(value)
+    layout, offsets = _layout(kinds)
+    return layout.pack(*values), offsets
+
+
+KINDS = {"p": "Q", "m": f"{TENSOR_MAP_BYTES}s", "i": "i4x", "f": "f4x"}
+"""Of an argument -> its format, a multiple of 8 bytes, so that each is aligned."""
+
+
+@functools.cache
+def _layout(kinds: str) -> tuple[struct.Struct, tuple[int, ...]]:
+    sizes = [struct.calcsize(KINDS[kind]) for kind in kinds]
+    return struct.Struct("".join(KINDS[kind] for kind in kinds)), tuple(itertools.accumulate(sizes[:-1], initial=0))
 
 
 @functools.lru_cache(maxsize=8192)
 def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, box_rows: int, device: int) -> bytes:
     """CUtensorMap of a row-major bf16 matrix. It says nothing but these numbers, so it may be kept."""
-    import ctypes
-
     from cupy.cuda import runtime as cuda_runtime
 
     runtime: Any = cuda_runtime  # CuPy's own types take it for a flag

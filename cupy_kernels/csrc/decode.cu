@@ -12,36 +12,45 @@ constexpr int THREADS = 256, WARPS = THREADS / 32, WIDE = 8;  // WIDE: bf16 in 1
 // ---- RMSNorm of the residual stream ---------------------------------------------------------------------------------
 
 // normed[t * pitch + k] = RMSNorm(x + delta), rounded where torch rounds: the sum, the normalised value, its product
-// with the weight. `sum` takes x + delta. `partial` [tokens, WARPS].
+// with the weight. `sum` takes x + delta. So many warps share a token, and all tokens are on their way at once;
+// `partial` [WARPS].
+template <int kWarps>
 DEVICE void normalise(bf16* normed, float* partial, const bf16* x, const bf16* delta, bf16* sum, const bf16* norm0,
                       const bf16* norm1, int first, int tokens, int K, int pitch, float eps) {
-  int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-  for (int t = 0; t < tokens; t++) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = warp / kWarps;
+  int begin = (warp % kWarps * 32 + lane) * WIDE;
+  constexpr int STRIDE = kWarps * 32 * WIDE;
+  bf16* mine = normed + (size_t)t * pitch;
+  if (t < tokens) {
     float squares = 0.f;
-    for (int k = thread * 2; k < K; k += THREADS * 2) {
+    for (int k = begin; k < K; k += STRIDE) {
       size_t at = (size_t)t * K + k;
-      float2 v = load_pair(x + at);
-      if (delta) {
-        float2 more = load_pair(delta + at);
-        v.x = rounded(v.x + more.x), v.y = rounded(v.y + more.y);
-        if (blockIdx.x == 0) store_pair(sum + at, v.x, v.y);
+      Packed<WIDE> one = load<WIDE>(x + at), more = {};
+      if (delta) more = load<WIDE>(delta + at);
+      float v[WIDE];
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) {
+        v[i] = rounded(one[i] + more[i]);
+        squares += v[i] * v[i];
       }
-      store_pair(normed + (size_t)t * pitch + k, v.x, v.y);
-      squares += v.x * v.x + v.y * v.y;
+      store(mine + k, v);
+      if (delta && blockIdx.x == 0) store(sum + at, v);
     }
     squares = warp_sum(squares);
-    if (lane == 0) partial[t * WARPS + warp] = squares;
+    if (lane == 0) partial[warp] = squares;
   }
   __syncthreads();
-  for (int t = 0; t < tokens; t++) {
+  if (t < tokens) {
     float squares = 0.f;
-    for (int i = 0; i < WARPS; i++) squares += partial[t * WARPS + i];
+    for (int i = 0; i < kWarps; i++) squares += partial[t * kWarps + i];
     float scale = rsqrtf(squares / K + eps);
     const bf16* weight = t < first ? norm0 : norm1;
-    for (int k = thread * 2; k < K; k += THREADS * 2) {  // what this thread has stored itself
-      bf16* place = normed + (size_t)t * pitch + k;
-      float2 v = load_pair(place), w = load_pair(weight + k);
-      store_pair(place, rounded(v.x * scale) * w.x, rounded(v.y * scale) * w.y);
+    for (int k = begin; k < K; k += STRIDE) {  // what this thread has stored itself
+      Packed<WIDE> v = load<WIDE>(mine + k), w = load<WIDE>(weight + k);
+      float product[WIDE];
+#pragma unroll
+      for (int i = 0; i < WIDE; i++) product[i] = rounded(v[i] * scale) * w[i];
+      store(mine + k, product);
     }
   }
   __syncthreads();
@@ -84,7 +93,7 @@ KERNEL(THREADS, 2, decode_gate_up_one)
  float eps) {
   DYNAMIC_SHARED(shared);
   bf16* normed = (bf16*)shared;
-  normalise(normed, (float*)(normed + K), x, delta, sum, norm, norm, 1, 1, K, K, eps);
+  normalise<WARPS>(normed, (float*)(normed + K), x, delta, sum, norm, norm, 1, 1, K, K, eps);
   int lane = threadIdx.x & 31;
   for (int n = blockIdx.x * WARPS + (threadIdx.x >> 5); n < N; n += gridDim.x * WARPS) {
     const bf16* const rows[2] = {gate + (size_t)n * K, up + (size_t)n * K};
@@ -179,7 +188,8 @@ KERNEL(THREADS, 1, decode_gate_up_few)
   };
   bool started = n0 < N;
   if (started) start(first == 0);  // with the first expert that has tokens
-  normalise(normed, (float*)(normed + (size_t)tokens * pitch), x, delta, sum, norm0, norm1, first, tokens, K, pitch, eps);
+  normalise<1>(normed, (float*)(normed + (size_t)tokens * pitch), x, delta, sum, norm0, norm1, first, tokens, K, pitch,
+               eps);
 
   for (; n0 < N; n0 += gridDim.x * WARPS * 8)
     for (int expert = 0; expert < 2; expert++) {

@@ -61,14 +61,6 @@ DEVICE uint4 load_once(const void* p) {
   return v;
 }
 
-// What blocks hand to one another: past L1, which does not see the stores of other multiprocessors.
-DEVICE float load_global(const float* p) {
-  float v;
-  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-  return v;
-}
-DEVICE void store_global(float* p, float v) { asm volatile("st.global.cg.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
-
 // ---- sm_90a: mbarrier, TMA, wgmma -------------------------------------------------------------------------------
 
 struct alignas(64) TensorMap { unsigned long long opaque[16]; };  // CUtensorMap, passed by value
@@ -111,29 +103,37 @@ template <int N> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sy
 
 #define REGS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define REGS16(i) REGS4(i), REGS4(i + 4), REGS4(i + 8), REGS4(i + 12)
-#define REGS64(i) REGS16(i), REGS16(i + 16), REGS16(i + 32), REGS16(i + 48)
-#define NAMES64_0                                                                                                     \
-  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30," \
-  "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"   \
-  "%59,%60,%61,%62,%63"
-#define NAMES64_64                                                                                                     \
-  "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,"   \
-  "%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,"   \
-  "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define REGS_16 REGS16(0)
+#define REGS_32 REGS_16, REGS16(16)
+#define REGS_48 REGS_32, REGS16(32)
+#define REGS_64 REGS_48, REGS16(48)
+#define REGS_80 REGS_64, REGS16(64)
+#define REGS_96 REGS_80, REGS16(80)
+#define REGS_112 REGS_96, REGS16(96)
+#define REGS_128 REGS_112, REGS16(112)
+#define NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define NAMES_32 NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define NAMES_48 NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define NAMES_64 NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define NAMES_80 NAMES_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define NAMES_96 NAMES_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define NAMES_112 NAMES_96 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
+#define NAMES_128 NAMES_112 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
 // d += A B, or = where not `accumulate`; A [64, 16] and B [16, columns] by descriptor. Accumulator of lane l, warp w:
-// d[4 j + r] is row 16 w + l / 4 + 8 (r / 2), column 8 j + 2 (l % 4) + r % 2.
-template <bool kColumnMajorB> DEVICE void wgmma(float (&d)[128], uint64_t a, uint64_t b, bool accumulate) {
-  static_assert(!kColumnMajorB, "only with 128 columns");
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" NAMES64_0
-               "," NAMES64_64 "}, %128, %129, p, 1, 1, 0, 0; }"
-               : REGS64(0), REGS64(64) : "l"(a), "l"(b), "r"((int)accumulate));
-}
-template <bool kColumnMajorB> DEVICE void wgmma(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" NAMES64_0
-               "}, %64, %65, p, 1, 1, 0, %67; }"
-               : REGS64(0) : "l"(a), "l"(b), "r"((int)accumulate), "n"((int)kColumnMajorB));
-}
+// d[4 j + r] is row 16 w + l / 4 + 8 (r / 2), column 8 j + 2 (l % 4) + r % 2. The names of the inputs follow the outputs'.
+#define WGMMA(registers, columns, a_, b_, accumulate_, column_major_)                                                  \
+  template <bool kColumnMajorB> DEVICE void wgmma(float (&d)[registers], uint64_t a, uint64_t b, bool accumulate) {    \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, " accumulate_ ", 0; wgmma.mma_async.sync.aligned.m64n" #columns       \
+                 "k16.f32.bf16.bf16 {" NAMES_##registers "}, " a_ ", " b_ ", p, 1, 1, 0, " column_major_ "; }"         \
+                 : REGS_##registers : "l"(a), "l"(b), "r"((int)accumulate), "n"((int)kColumnMajorB));                  \
+  }
+WGMMA(32, 64, "%32", "%33", "%34", "%35")
+WGMMA(48, 96, "%48", "%49", "%50", "%51")
+WGMMA(64, 128, "%64", "%65", "%66", "%67")
+WGMMA(80, 160, "%80", "%81", "%82", "%83")
+WGMMA(96, 192, "%96", "%97", "%98", "%99")
+WGMMA(128, 256, "%128", "%129", "%130", "%131")
 #endif  // sm_90a
 
 #else
@@ -154,20 +154,27 @@ DEVICE float high_half(uint32_t two) {
   memcpy(&value, &bits, 4);
   return value;
 }
-DEVICE float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
+DEVICE float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 DEVICE float silu(float x) { return x * sigmoid(x); }
 DEVICE float rounded(float x) { return __bfloat162float(__float2bfloat16(x)); }
 DEVICE float warp_sum(float v) {
   for (int step = 16; step; step >>= 1) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
-DEVICE void store_pair(bf16* p, float first, float second) {
-  bf16x2 pair;
-  pair.x = __float2bfloat16(first);
-  pair.y = __float2bfloat16(second);
-  *(bf16x2*)p = pair;
-}
-DEVICE float2 load_pair(const bf16* p) {
-  bf16x2 pair = *(const bf16x2*)p;
-  return {__bfloat162float(pair.x), __bfloat162float(pair.y)};
+// N neighbouring bf16, loaded and stored as one.
+template <int N> struct alignas(N * 2) Packed {
+  uint32_t two[N / 2];
+  DEVICE float operator[](int i) const { return i % 2 ? high_half(two[i / 2]) : low_half(two[i / 2]); }
+};
+template <int N> DEVICE Packed<N> load(const bf16* p) { return *(const Packed<N>*)p; }
+template <int N> DEVICE void store(bf16* p, const float (&v)[N]) {
+  Packed<N> packed;
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) {
+    bf16x2 pair;
+    pair.x = __float2bfloat16(v[2 * i]);
+    pair.y = __float2bfloat16(v[2 * i + 1]);
+    memcpy(&packed.two[i], &pair, 4);
+  }
+  *(Packed<N>*)p = packed;
 }

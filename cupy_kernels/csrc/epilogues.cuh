@@ -1,5 +1,6 @@
 // What becomes of a tile of products before it is stored: written once, used by the sm_80 and the sm_90a kernels.
-// `row` is a row of the whole tensor; two neighbouring columns at a time, `column` even.
+// `row` is a row of the whole tensor; N neighbouring columns from `column` at a time, 2 or 8. What an epilogue reads is
+// asked for by itself, so that a kernel can ask for much at once before it needs any.
 #pragma once
 #include "device.cuh"
 
@@ -7,12 +8,15 @@
 struct SwiGLU {
   bf16 *h, *gate, *up;  // gate, up: null when not wanted
   int columns;
-  DEVICE void operator()(size_t row, int column, float g0, float g1, float u0, float u1) const {
+  template <int N> DEVICE void write(size_t row, int column, const float (&g)[N], const float (&u)[N]) const {
     size_t at = row * columns + column;
-    store_pair(h + at, silu(g0) * u0, silu(g1) * u1);
+    float product[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) product[i] = silu(g[i]) * u[i];
+    store(h + at, product);
     if (gate) {
-      store_pair(gate + at, g0, g1);
-      store_pair(up + at, u0, u1);
+      store(gate + at, g);
+      store(up + at, u);
     }
   }
 };
@@ -22,17 +26,15 @@ struct Add {
   bf16* y;
   const bf16 *bias, *residual;  // null where there is none
   int columns;
-  DEVICE void operator()(size_t row, int column, float v0, float v1) const {
-    size_t at = row * columns + column;
-    if (bias) {
-      float2 b = load_pair(bias + column);
-      v0 += b.x, v1 += b.y;
-    }
-    if (residual) {
-      float2 r = load_pair(residual + at);
-      v0 += r.x, v1 += r.y;
-    }
-    store_pair(y + at, v0, v1);
+  template <int N> struct Read { Packed<N> bias, residual; };
+  template <int N> DEVICE Read<N> read(size_t row, int column) const {
+    return {bias ? load<N>(bias + column) : Packed<N>{}, residual ? load<N>(residual + row * columns + column) : Packed<N>{}};
+  }
+  template <int N> DEVICE void write(size_t row, int column, const Read<N>& read, const float (&v)[N]) const {
+    float sum[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) sum[i] = v[i] + read.bias[i] + read.residual[i];
+    store(y + row * columns + column, sum);
   }
 };
 
@@ -42,12 +44,23 @@ struct SwiGLUBackward {
   const bf16 *gate, *up;
   bf16 *d_gate, *d_up, *h;
   int columns;
-  DEVICE void operator()(size_t row, int column, float dh0, float dh1) const {
+  template <int N> struct Read { Packed<N> gate, up; };
+  template <int N> DEVICE Read<N> read(size_t row, int column) const {
     size_t at = row * columns + column;
-    float2 g = load_pair(gate + at), u = load_pair(up + at);
-    float s0 = sigmoid(g.x), s1 = sigmoid(g.y);
-    store_pair(h + at, g.x * s0 * u.x, g.y * s1 * u.y);
-    store_pair(d_up + at, dh0 * g.x * s0, dh1 * g.y * s1);
-    store_pair(d_gate + at, dh0 * u.x * s0 * (1.f + g.x * (1.f - s0)), dh1 * u.y * s1 * (1.f + g.y * (1.f - s1)));
+    return {load<N>(gate + at), load<N>(up + at)};
+  }
+  template <int N> DEVICE void write(size_t row, int column, const Read<N>& read, const float (&dh)[N]) const {
+    size_t at = row * columns + column;
+    float dg[N], du[N], product[N];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      float g = read.gate[i], u = read.up[i], s = sigmoid(g);
+      product[i] = g * s * u;
+      du[i] = dh[i] * g * s;
+      dg[i] = dh[i] * u * s * (1.f + g * (1.f - s));
+    }
+    store(h + at, product);
+    store(d_up + at, du);
+    store(d_gate + at, dg);
   }
 };

@@ -111,7 +111,7 @@ DEVICE void multiply(Accumulator& d, bf16* shared, const bf16* a, int rows, cons
 
 // Hands over pairs of results of the warp's 64 x 32.
 template <class Epilogue>
-DEVICE void finish(const Accumulator& d, int4 tile, int n0, int N, const Epilogue& store) {
+DEVICE void finish(const Accumulator& d, int4 tile, int n0, int N, const Epilogue& epilogue) {
   int lane = threadIdx.x & 31, warp_m = threadIdx.x >> 7, warp_n = threadIdx.x >> 5 & 3;
 #pragma unroll
   for (int i = 0; i < 4; i++)
@@ -122,7 +122,9 @@ DEVICE void finish(const Accumulator& d, int4 tile, int n0, int N, const Epilogu
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         int column = n0 + warp_n * 32 + j * 8 + (lane & 3) * 2;
-        if (column < N) store((size_t)tile.x + row, column, d[i][j][half * 2], d[i][j][half * 2 + 1]);
+        if (column >= N) continue;
+        float v[2] = {d[i][j][half * 2], d[i][j][half * 2 + 1]};
+        epilogue.write((size_t)tile.x + row, column, epilogue.template read<2>((size_t)tile.x + row, column), v);
       }
     }
 }
@@ -138,7 +140,7 @@ KERNEL(THREADS, 2, gate_up_sm80)
   Accumulator d;
   multiply(d, (bf16*)shared, X + (size_t)tile.x * K, tile.y, b, K);
 
-  SwiGLU store{H, G, U, N};
+  SwiGLU epilogue{H, G, U, N};
   int lane = threadIdx.x & 31, warp_m = threadIdx.x >> 7, warp_n = threadIdx.x >> 5 & 3;
 #pragma unroll
   for (int i = 0; i < 4; i++)
@@ -149,8 +151,8 @@ KERNEL(THREADS, 2, gate_up_sm80)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         int column = n0 + warp_n * 16 + j * 8 + (lane & 3) * 2, r = half * 2;
-        if (column < N)
-          store((size_t)tile.x + row, column, d[i][j][r], d[i][j][r + 1], d[i][j + 2][r], d[i][j + 2][r + 1]);
+        float gate[2] = {d[i][j][r], d[i][j][r + 1]}, up[2] = {d[i][j + 2][r], d[i][j + 2][r + 1]};
+        if (column < N) epilogue.write((size_t)tile.x + row, column, gate, up);
       }
     }
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cupy_kernels import kernels, reference
-from cupy_kernels.launch import Launcher
+from cupy_kernels.launch import GATE_UP_COLUMNS, PROJECT_COLUMNS, Launcher
 from cupy_kernels.reference import Pair
 from cupy_kernels.tiles import TileTable
 
@@ -75,6 +76,23 @@ def pair(rows: int, columns: int, device: torch.device | str) -> Pair:
 
 def wide(tensors: Pair) -> Pair:
     return tensors[0].double(), tensors[1].double()
+
+
+@contextmanager
+def tiles_of(columns: int) -> Iterator[None]:
+    """Within, Hopper's tiles have so many columns, whatever would be the fastest."""
+    before, kernels.tile_columns = kernels.tile_columns, lambda *_: columns
+    try:
+        yield
+    finally:
+        kernels.tile_columns = before
+
+
+WIDTHS = [
+    *(("gate_up", columns) for columns in GATE_UP_COLUMNS),
+    *(("project", columns) for columns in PROJECT_COLUMNS),
+]
+"""Kernels that there are for several widths of tiles."""
 
 
 def check_gate_up(run: Launcher, shape: Shape, device: torch.device | str = "cpu") -> Got:

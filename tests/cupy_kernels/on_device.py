@@ -3,7 +3,7 @@
     python -m tests.cupy_kernels.on_device [--json FILE] [--only kernels] [--shapes deep ...]
 
 Every PTX wrapper of csrc/device.cuh is in a kernel that is checked here: ldmatrix, its transposed form, mma.sync and
-cp.async in sm80, mbarrier, TMA, both wgmma in sm90, 16-byte loads in decode.
+cp.async in sm80, mbarrier, TMA and every wgmma in sm90, 16-byte loads in decode.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cupy_kernels import launch, reference
-from cupy_kernels.launch import CudaLauncher
+from cupy_kernels import kernels, launch, reference
+from cupy_kernels.launch import GATE_UP_COLUMNS, PROJECT_COLUMNS, CudaLauncher
 from cupy_kernels.ops import decode_ffn, ffn, project
 from cupy_kernels.tiles import TileTable
 from tests.cupy_kernels.cases import (
@@ -31,10 +31,13 @@ from tests.cupy_kernels.cases import (
     DECODE,
     NORM_TOLERANCE,
     SHAPES,
+    WIDTHS,
     Shape,
     check_decode_ffn,
     matrix,
     pair,
+    tiles_of,
+    wide,
     wrong,
 )
 
@@ -57,6 +60,13 @@ def kernel_checks(shapes: list[str]) -> dict[str, Check]:
                     assert wrong(check(CudaLauncher(family), SHAPES[name], device)) == []
 
                 found[f"{KERNELS}: {kernel}, {name}, {family}"] = run
+    for kernel, columns in WIDTHS:
+
+        def of_width(device: torch.device, kernel: str = kernel, columns: int = columns) -> None:
+            with tiles_of(columns):
+                assert wrong(CHECKS[kernel](CudaLauncher(), SHAPES["deep"], device)) == []
+
+        found[f"{KERNELS}: {kernel}, {columns} columns"] = of_width
     for name, case in DECODE.items():
 
         def decode(device: torch.device, case: tuple[int, int] = case) -> None:
@@ -112,17 +122,25 @@ def a_delayed_producer_on_a_side_stream_is_waited_for(device: torch.device) -> N
     assert torch.equal(got, want)
 
 
-def tiles_that_blocks_share_add_up_and_always_alike(device: torch.device) -> None:
-    """The down projection, where the tiles do not go evenly into the multiprocessors; again and again, as the blocks
-    come in another order every time."""
+def full_sizes_agree_with_float64_whatever_the_width_of_tiles(device: torch.device) -> None:
+    """InternLM2-1.8B's FFN, where every multiprocessor has several tiles; equal bits when asked again."""
+    run, (D, N) = CudaLauncher(), DOWN
     for rows in PREFILLS:
-        table = TileTable.sorted(rows, device)
-        x, weights = matrix(sum(rows), DOWN[1], device), pair(*DOWN, device)
-        first = project(x, weights, table)
-        wide_weights = (weights[0].double(), weights[1].double())
-        want = reference.project(x.double(), wide_weights, (None, None), None, table.spans)
-        assert error(first, want) < NORM_TOLERANCE, rows
-        assert all(torch.equal(project(x, weights, table), first) for _ in range(20)), rows
+        T, table = sum(rows), TileTable.sorted(rows, device)
+        x, h, downs = matrix(T, D, device), matrix(T, N, device), pair(D, N, device)
+        gates, ups = pair(N, D, device), pair(N, D, device)
+        want = reference.gate_up(x.double(), wide(gates), wide(ups), table.spans)[0]
+        for columns in GATE_UP_COLUMNS:
+            with tiles_of(columns):
+                got = [kernels.gate_up(run, x, gates, ups, table.tiles, keep=False)[0] for _ in range(3)]
+            assert error(got[0], want) < NORM_TOLERANCE, (rows, columns)
+            assert all(torch.equal(got[0], again) for again in got), (rows, columns)
+        want = reference.project(h.double(), wide(downs), (None, None), None, table.spans)
+        for columns in PROJECT_COLUMNS:
+            with tiles_of(columns):
+                got = [kernels.project(run, h, downs, (None, None), None, table.tiles) for _ in range(3)]
+            assert error(got[0], want) < NORM_TOLERANCE, (rows, columns)
+            assert all(torch.equal(got[0], again) for again in got), (rows, columns)
 
 
 def a_thread_without_a_context_launches(device: torch.device) -> None:
@@ -233,7 +251,7 @@ CHECKS_OF_MORE: dict[str, Check] = {
     for function in (
         gradients_agree_with_float64,
         a_delayed_producer_on_a_side_stream_is_waited_for,
-        tiles_that_blocks_share_add_up_and_always_alike,
+        full_sizes_agree_with_float64_whatever_the_width_of_tiles,
         a_thread_without_a_context_launches,
         a_captured_graph_gives_what_eager_gives,
         two_runs_are_equal_to_the_last_bit,

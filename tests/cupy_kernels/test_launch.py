@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -9,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import torch
 
@@ -25,7 +25,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Recorded:
-    """A CudaLauncher whose CuPy keeps what it is handed, on a device that says what it is asked to say."""
+    """A CudaLauncher whose driver keeps what it is handed, on a device that says what it is asked to say."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0)) -> None:
         pytest.importorskip("cupy")
@@ -33,14 +33,28 @@ class Recorded:
         self.streams = iter(range(100, 200))
         self.launcher = CudaLauncher()
         self.launcher.cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda index: nullcontext()))  # type: ignore
-        self.launcher.function = lambda name, device, shared: SimpleNamespace(  # type: ignore[method-assign]
-            kernel=lambda *args: self.calls.append((name, device, *args))
-        )
+        self.names: list[str] = []
+        self.kinds: list[Any] = []  # of the kernel's parameters, in C
+        self.launcher.function = self.function  # type: ignore[method-assign]
+        self.launcher.driver = SimpleNamespace(launchKernel=self.launch)  # type: ignore[assignment]
         self.launcher.real_capability = lambda device: capability  # type: ignore[method-assign]
         monkeypatch.setattr(CudaLauncher, "multiprocessors", lambda self, device: 132)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=next(self.streams)))
         monkeypatch.setattr(launch, "_encode_tensor_map", lambda *numbers: repr(numbers).encode().ljust(128)[:128])
+
+    def function(self, name: str, device: int, shared: int) -> Any:
+        self.names.append(name)
+        return SimpleNamespace(ptr=len(self.names) - 1)
+
+    def launch(self, function: int, *shape_and_stream: int) -> None:
+        """Reads the arguments as the driver does."""
+        *grid_and_block, shared, stream, params, extra = shape_and_stream
+        assert extra == 0
+        places = (ctypes.c_void_p * len(self.kinds)).from_address(params)
+        values = [kind.from_address(place) for kind, place in zip(self.kinds, places, strict=True)]
+        values = [bytes(v) if isinstance(v, ctypes.Array) else v.value for v in values]
+        self.calls.append((self.names[function], tuple(grid_and_block), shared, stream, values))
 
 
 @pytest.fixture
@@ -50,26 +64,25 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
 
 def test_every_argument_has_the_type_that_the_kernel_reads(recorded: Recorded) -> None:
     tensor = torch.zeros(4)
-    recorded.launcher("some_kernel", (3,), 256, 1024, DEVICE, (tensor, None, 7, 0.5, b"m" * 128))
-    name, device, grid, block, args, shared, stream = recorded.calls[0]
-    assert (name, device, grid, block, shared) == ("some_kernel", 0, (3, 1, 1), (256, 1, 1), 1024)
-    pointer, null, integer, real, struct = args
-    assert pointer == tensor.data_ptr() and null == 0 and type(pointer) is type(null) is numpy.uint64
-    assert type(integer) is numpy.int32 and type(real) is numpy.float32
-    assert struct.nbytes == 128 and struct.size == 1, "CuPy passes an array of one element by value"
-    assert stream.ptr == 100
+    pointer = ctypes.c_size_t
+    recorded.kinds = [ctypes.c_char * 128, pointer, ctypes.c_int32, pointer, ctypes.c_int32, ctypes.c_float]
+    recorded.launcher("some_kernel", (3,), 256, 1024, DEVICE, (b"m\0" * 64, tensor, 7, None, -1, 0.5))
+    name, shape, shared, stream, values = recorded.calls[0]
+    assert (name, shape, shared, stream) == ("some_kernel", (3, 1, 1, 256, 1, 1), 1024, 100)
+    assert values == [b"m\0" * 64, tensor.data_ptr(), 7, 0, -1, 0.5]
 
 
 def test_the_stream_is_asked_for_at_every_launch(recorded: Recorded) -> None:
+    recorded.kinds = [ctypes.c_int32]
     for _ in range(3):
-        recorded.launcher("some_kernel", (1,), 32, 0, DEVICE, ())
-    assert [call[-1].ptr for call in recorded.calls] == [100, 101, 102]
+        recorded.launcher("some_kernel", (1,), 32, 0, DEVICE, (7,))
+    assert [call[3] for call in recorded.calls] == [100, 101, 102]
 
 
 @pytest.mark.parametrize(
     ("capability", "names"),
     [
-        ((9, 0), ["gate_up_sm90", "project_sm90", "swiglu_backward_sm90"]),
+        ((9, 0), ["gate_up_sm90_128", "project_sm90_64", "swiglu_backward_sm90"]),
         ((8, 0), ["gate_up_sm80", "project_sm80", "swiglu_backward_sm80"]),
         ((12, 0), ["gate_up_sm80", "project_sm80", "swiglu_backward_sm80"]),
     ],
@@ -85,8 +98,8 @@ def test_hopper_takes_wgmma_and_every_other_device_mma(
     assert g is not None and u is not None
     kernels.swiglu_backward(recorded.launcher, x, downs, g, u, table.tiles)
     assert [call[0] for call in recorded.calls] == names
-    grids = [call[2] for call in recorded.calls]  # 3 tiles of rows, 1 or 2 of columns
-    assert grids == ([(3, 1, 1)] * 3 if capability[0] == 9 else [(3, 2, 1), (3, 1, 1), (3, 1, 1)])
+    grids = [call[1][:3] for call in recorded.calls]  # 3 tiles of rows, 2 or 1 of columns
+    assert grids == [(6, 1, 1) if capability[0] == 9 else (3, 2, 1), (3, 1, 1), (3, 1, 1)]
 
 
 @pytest.mark.parametrize("status", [0, 201])

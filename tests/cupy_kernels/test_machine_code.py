@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cupy_kernels.compiler import ARCHITECTURES, SOURCES, compile_source
-from cupy_kernels.launch import SOURCE_OF
+from cupy_kernels.launch import PROJECT_COLUMNS, SOURCE_OF
 from tests.cupy_kernels.emulated import EMULATOR
 
 pytest.importorskip("cupy", reason="NVRTC comes with CuPy, which is for Linux")
@@ -22,7 +22,7 @@ pytest.importorskip("cupy", reason="NVRTC comes with CuPy, which is for Linux")
 REGISTERS = {"sm80": 128, "sm90": 168, "decode_gate_up": 128, "decode_down": 128}
 INSTRUCTIONS = {
     "experts_sm80.cu": ("HMMA.16816.F32.BF16", "LDSM", "LDGSTS"),
-    "experts_sm90.cu": ("HGMMA.64x256x16.F32.BF16", "HGMMA.64x128x16.F32.BF16", "UTMALDG.2D", "USETMAXREG", "SYNCS"),
+    "experts_sm90.cu": (*(f"HGMMA.64x{n}x16.F32.BF16" for n in PROJECT_COLUMNS), "UTMALDG.2D", "USETMAXREG", "SYNCS"),
     "decode.cu": ("LDG.E.128", "HMMA.16816.F32.BF16"),
 }
 CASES = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 
-from cupy_kernels import kernels, reference
-from tests.cupy_kernels.cases import CHECKS, DECODE, SHAPES, Shape, check_decode_ffn, matrix, pair, wide, wrong
+from cupy_kernels import kernels
+from cupy_kernels.launch import PROJECT_COLUMNS
+from tests.cupy_kernels.cases import CHECKS, DECODE, SHAPES, WIDTHS, check_decode_ffn, tiles_of, wrong
 from tests.cupy_kernels.emulated import ORDERS, Emulator, adversary
 
 CAPABILITIES = {"sm_80": (8, 0), "sm_90a": (9, 0)}
@@ -23,7 +23,8 @@ def test_kernel_agrees_with_float64(kernel: str, name: str, arch: str) -> None:
     for copies, order in ADVERSARIES:
         with adversary(copies, order):
             assert wrong(CHECKS[kernel](emulator, SHAPES[name])) == [], (copies, order)
-    assert set(emulator.launched) == {f"{kernel}_{'sm80' if arch == 'sm_80' else 'sm90'}"}
+    family = "sm80" if arch == "sm_80" else "sm90"
+    assert all(name.startswith(f"{kernel}_{family}") for name in emulator.launched)
 
 
 @pytest.mark.parametrize("case", DECODE)
@@ -36,41 +37,23 @@ def test_decoding_agrees_with_float64(case: str) -> None:
     assert set(emulator.launched) == {f"decode_gate_up_{variant}", f"decode_down_{variant}"}
 
 
-NARROW_AND_DEEP = Shape(((0, 9), (1, 20)), 136, 1160)
-"""4 tiles of 19 steps, as the down projection has few tiles of many."""
+@pytest.mark.parametrize(("kernel", "columns"), WIDTHS)
+def test_tiles_of_every_width_agree_with_float64(kernel: str, columns: int) -> None:
+    emulator = Emulator()
+    with tiles_of(columns):
+        for (copies, order), name in itertools.product(ADVERSARIES[:2], ("sorted_ragged", "deep")):
+            with adversary(copies, order):
+                assert wrong(CHECKS[kernel](emulator, SHAPES[name])) == [], (copies, order)
+    assert set(emulator.launched) == {f"{kernel}_sm90_{columns}"}
 
 
-@pytest.mark.parametrize("blocks", [3, 5, 64])
-def test_tiles_that_blocks_share_are_added_up_in_the_same_way_every_time(blocks: int) -> None:
-    """With 3 blocks a tile has at most two parts and the last is whole; with 64 asked for 9 run, three to a tile."""
-    torch.manual_seed(0)
-    table = NARROW_AND_DEEP.table("cpu")
-    x, weights = matrix(NARROW_AND_DEEP.rows, 1160, "cpu"), pair(136, 1160, "cpu")
-    want = reference.project(x.double(), wide(weights), (None, None), None, table.spans)
-    found = []
-    for copies, order in (("late", "forward"), ("mix", "reverse"), ("eager", "random:1")):
-        with adversary(copies, order):
-            run = Emulator((9, 0), blocks=blocks)
-            found.append(kernels.project(run, x, weights, (None, None), None, table.tiles))
-    assert wrong({"y": (found[0], want)}) == []
-    assert all(torch.equal(found[0], other) for other in found)
-
-
-@pytest.mark.parametrize("tiles", [1, 2, 48, 131, 132, 144, 300, 432])
-@pytest.mark.parametrize("depth", [64, 2048, 8192])
-def test_every_step_is_done_once_and_no_block_does_much_more_than_another(tiles: int, depth: int) -> None:
-    """The schedule of the .cu in Python, at the sizes of a GPU."""
-    multiprocessors, steps = 132, depth // 64
-    blocks, whole = kernels.shares(Emulator((9, 0), blocks=multiprocessors), torch.device("cpu"), tiles, depth)
-    shared = (tiles - whole) * steps
-    bounds = [shared * block // blocks for block in range(blocks + 1)]
-    of_block = [len(range(b, whole, blocks)) * steps + bounds[b + 1] - bounds[b] for b in range(blocks)]
-    assert sum(of_block) == tiles * steps and max(of_block) - min(of_block) <= 1
-    assert blocks <= multiprocessors and min(of_block) >= min(steps, kernels.LEAST_STEPS)
-    assert tiles - whole < 2 * blocks
-    for step in range(shared):
-        block = ((step + 1) * blocks - 1) // shared
-        assert bounds[block] <= step < bounds[block + 1], "block_of finds whose step it is"
+@pytest.mark.parametrize(
+    ("rows", "columns", "best"),
+    [(320, 2048, 64), (1088, 2048, 160), (1088, 1024, 96), (3392, 2048, 256), (4096, 8192, 256), (64, 64, 64)],
+)
+def test_the_width_is_what_was_fastest_on_an_h100(rows: int, columns: int, best: int) -> None:
+    row_tiles = 1 + -(-(rows - 64) // 128)  # 64 rows of text
+    assert kernels.tile_columns(132, row_tiles, columns, PROJECT_COLUMNS) == best
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 64])

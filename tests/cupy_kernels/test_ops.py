@@ -84,7 +84,7 @@ def test_ffn_and_its_gradients_agree_with_autograd_in_float64(
     for number, (got, expected) in enumerate(pairs):
         assert close(got, expected), number
     if runner is not None:
-        assert [n.rpartition("_")[0] for n in runner.launched] == [
+        assert [n.partition("_sm")[0] for n in runner.launched] == [
             "gate_up",
             "project",
             *(["gate_up"] if recompute else []),

@@ -7,8 +7,7 @@
 // mix: copies land at once, wgmma reads and writes at its wait; eager: all at once, as on a lucky GPU.
 // EMULATOR_ORDER=forward | reverse | random:SEED: who runs first, so that a missing barrier shows.
 //
-// Not checked: fences (between proxies, and of what blocks hand to one another), bank conflicts, clusters, blocks that wait for one another, the tensor cores'
-// own order of summation, speed.
+// Not checked: fences between proxies, bank conflicts, clusters, the tensor cores' own order of summation, speed.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -54,6 +53,7 @@ static inline bf16 __float2bfloat16(float value) {  // to nearest, ties to even
   return {(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 #define __expf(x) expf(x)
+#define __fdividef(x, y) ((x) / (y))
 static inline float emulated_rsqrtf(float x) { return 1.f / sqrtf(x); }
 #define rsqrtf emulated_rsqrtf
 
@@ -173,20 +173,6 @@ static inline float __shfl_xor_sync(unsigned, float value, int mask) {
   memcpy(&result, &emulator::fiber->warp->out[emulator::fiber->lane][0], 4);
   return result;
 }
-static inline void __syncwarp() {
-  emulator::collective(8, [](emulator::Warp&) {});
-}
-static inline int __shfl_sync(unsigned, int value, int from) {
-  emulator::fiber->warp->in[emulator::fiber->lane][0] = (uint64_t)(uint32_t)value;
-  emulator::collective(9, [from](emulator::Warp& warp) {
-    for (int lane = 0; lane < warp.count; lane++) warp.out[lane][0] = (uint32_t)warp.in[from][0];
-  });
-  return (int)emulator::fiber->warp->out[emulator::fiber->lane][0];
-}
-static inline int atomicAdd(int* p, int value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
-static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline float load_global(const float* p) { return *(const volatile float*)p; }
-static inline void store_global(float* p, float value) { *(volatile float*)p = value; }
 static inline uint4 load_once(const void* p) {
   if ((uintptr_t)p & 15) emulator::fail("a load of 16 bytes is not aligned to them");
   return *(const uint4*)p;
