@@ -31,7 +31,7 @@ def check(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> No
         KernelError: not of that shape, not bf16, not contiguous, not on the device of `like`, or not at 16 bytes.
     """
     wrong = None
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         wrong = f"has shape {list(tensor.shape)}, wanted {list(shape)}"
     elif tensor.dtype != torch.bfloat16:
         wrong = f"is {str(tensor.dtype).removeprefix('torch.')}; the kernels compute bfloat16"

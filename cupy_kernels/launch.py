@@ -9,7 +9,7 @@ import ctypes
 import functools
 import itertools
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ class Launcher(Protocol):
     def multiprocessors(self, device: torch.device) -> int: ...
 
     def tensor_map(self, matrix: Tensor, box_rows: int) -> bytes:
-        """Describes a matrix [rows, columns] of bf16 to TMA, in boxes of `box_rows` x BOX_COLUMNS."""
+        """Describes a contiguous matrix [rows, columns] of bf16 to TMA, in boxes of `box_rows` x BOX_COLUMNS."""
         ...
 
     def __call__(
@@ -111,9 +111,10 @@ class CudaLauncher:
 
     def __init__(self, choose_for: tuple[int, int] | None = None) -> None:
         import cupy
-        from cupy_backends.cuda.api import driver
+        from cupy_backends.cuda.api import driver  # pyright: ignore[reportAttributeAccessIssue]
 
         self.cupy, self.driver, self.choose_for = cupy, driver, choose_for
+        self.stream: Callable[[int], int] = torch._C._cuda_getCurrentRawStream  # what torch.cuda.current_stream wraps
         self.function = functools.cache(self._function)
         self.real_capability = functools.cache(torch.cuda.get_device_capability)
 
@@ -126,7 +127,7 @@ class CudaLauncher:
 
     def tensor_map(self, matrix: Tensor, box_rows: int) -> bytes:
         rows, columns = matrix.shape
-        return _encode_tensor_map(matrix.data_ptr(), rows, columns, matrix.stride(0) * 2, box_rows, matrix.get_device())
+        return _encode_tensor_map(matrix.data_ptr(), rows, columns, box_rows, matrix.get_device())
 
     def _function(self, name: str, device: int, shared: int) -> Any:
         major, minor = self.real_capability(device)
@@ -144,9 +145,9 @@ class CudaLauncher:
         with self.cupy.cuda.Device(index):
             function = self.function(name, index, shared)
             # never kept: a CUDA graph's capture and the user's `with torch.cuda.stream` both change it
-            stream = torch.cuda.current_stream(index).cuda_stream
+            stream = self.stream(index)
             packed, offsets = pack(args)
-            first = ctypes.cast(packed, ctypes.c_void_p).value or 0
+            first = ctypes.cast(ctypes.c_char_p(packed), ctypes.c_void_p).value or 0
             params = (ctypes.c_void_p * len(args))(*[first + offset for offset in offsets])
             shape = (*grid, 1, 1)[:3]
             self.driver.launchKernel(function.ptr, *shape, threads, 1, 1, shared, stream, ctypes.addressof(params), 0)
@@ -180,8 +181,8 @@ def _layout(kinds: str) -> tuple[struct.Struct, tuple[int, ...]]:
 
 
 @functools.lru_cache(maxsize=8192)
-def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, box_rows: int, device: int) -> bytes:
-    """CUtensorMap of a row-major bf16 matrix. It says nothing but these numbers, so it may be kept."""
+def _encode_tensor_map(address: int, rows: int, columns: int, box_rows: int, device: int) -> bytes:
+    """CUtensorMap of a contiguous bf16 matrix. It says nothing but these numbers, so it may be kept."""
     from cupy.cuda import runtime as cuda_runtime
 
     runtime: Any = cuda_runtime  # CuPy's own types take it for a flag
@@ -199,7 +200,7 @@ def _encode_tensor_map(address: int, rows: int, columns: int, row_bytes: int, bo
             2,
             address,
             [u64(columns), u64(rows)],
-            [u64(row_bytes)],
+            [u64(columns * 2)],
             [u32(BOX_COLUMNS), u32(box_rows)],
             [u32(1), u32(1)],
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,

@@ -75,8 +75,8 @@ def ffn(
     _check_experts(experts)
     _check_rows(x, table)
     keep = not recompute and torch.is_grad_enabled()
-    y, _, _ = torch.ops.cupy_kernels.ffn(x, residual, *experts[0], *experts[1], table.tiles, table.spans, keep)
-    return y
+    run: Any = torch.ops.cupy_kernels.ffn if _watched() else _ffn_and_kept
+    return run(x, residual, *experts[0], *experts[1], table.tiles, table.spans, keep)[0]
 
 
 def project(
@@ -101,7 +101,8 @@ def project(
     """
     _check_experts(weights)
     _check_rows(x, table)
-    return torch.ops.cupy_kernels.project(x, *weights, *biases, table.tiles, table.spans)
+    run: Any = torch.ops.cupy_kernels.project if _watched() else _project
+    return run(x, *weights, *biases, table.tiles, table.spans)
 
 
 def decode_ffn(
@@ -126,7 +127,14 @@ def decode_ffn(
         [T, D].
     """
     _check_experts(experts)
-    return torch.ops.cupy_kernels.decode_ffn(x, delta, *norms, *experts[0], *experts[1], first, eps)
+    run: Any = torch.ops.cupy_kernels.decode_ffn if _watched() else _decode_ffn
+    return run(x, delta, *norms, *experts[0], *experts[1], first, eps)
+
+
+def _watched() -> bool:
+    """Whether a call must go through torch's dispatcher: for gradients, a compiler, or a mode that sees every operator
+    (fake tensors, a count of FLOPs). It takes longer than launching the kernel, so plain inference goes around it."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _check_experts(experts: Sequence[Any]) -> None:
@@ -149,7 +157,7 @@ def _launcher(x: Tensor) -> Launcher | None:
 # ---- ffn ------------------------------------------------------------------------------------------------------------
 
 
-def _ffn(
+def _ffn_and_kept(
     x: Tensor,
     residual: Tensor | None,
     gate0: Tensor,
@@ -161,7 +169,8 @@ def _ffn(
     tiles: Tensor,
     spans: Sequence[int],
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The result, and where they are to be kept the products with gate and up."""
     gates, ups, downs = (gate0, gate1), (up0, up1), (down0, down1)
     run = _launcher(x)
     if run is None:
@@ -170,8 +179,13 @@ def _ffn(
     else:
         h, g, u = kernels.gate_up(run, x, gates, ups, tiles, keep)
         y = kernels.project(run, h, downs, (None, None), residual, tiles)
-    nothing = x.new_empty(0, gate0.shape[0])
-    return (y, g, u) if keep and g is not None and u is not None else (y, nothing, nothing.clone())
+    return (y, g, u) if keep else (y, None, None)
+
+
+def _ffn(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, *kept = _ffn_and_kept(*args)
+    g, u = (y.new_empty(0, args[2].shape[0]) if t is None else t for t in kept)  # an operator returns tensors
+    return y, g, u
 
 
 def _ffn_fake(x, residual, gate0, up0, down0, gate1, up1, down1, tiles, spans, keep):

@@ -40,7 +40,7 @@ class Recorded:
         self.launcher.real_capability = lambda device: capability  # type: ignore[method-assign]
         monkeypatch.setattr(CudaLauncher, "multiprocessors", lambda self, device: 132)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=next(self.streams)))
+        self.launcher.stream = lambda index: next(self.streams)
         monkeypatch.setattr(launch, "_encode_tensor_map", lambda *numbers: repr(numbers).encode().ljust(128)[:128])
 
     def function(self, name: str, device: int, shared: int) -> Any:
@@ -118,9 +118,9 @@ def test_a_tensor_map_is_encoded_within_the_matrix_own_device(status: int, monke
     launch._encode_tensor_map.cache_clear()
     if status:
         with pytest.raises(KernelError, match="no tensor map for a matrix"):
-            launch._encode_tensor_map(4096, 64, 64, 128, 64, 3)
+            launch._encode_tensor_map(4096, 64, 64, 64, 3)
     else:
-        assert len(launch._encode_tensor_map(4096, 64, 64, 128, 64, 3)) == launch.TENSOR_MAP_BYTES
+        assert len(launch._encode_tensor_map(4096, 64, 64, 64, 3)) == launch.TENSOR_MAP_BYTES
     launch._encode_tensor_map.cache_clear()
     assert encoded_on == [3] and current == [0, 3, 0]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cupy_kernels import launch, ops
 from cupy_kernels.errors import KernelError
@@ -167,6 +168,25 @@ def test_recomputing_keeps_nothing_as_wide_as_the_ffn() -> None:
             ffn(x, None, weights, shape.table("cpu"), recompute)
         kept.append(sum(sizes))
     assert kept[0] - kept[1] == 2 * shape.rows * shape.intermediate
+
+
+def test_inference_goes_around_the_dispatcher_unless_something_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal bits either way; what counts operations still sees each of them."""
+    x, weights, table = rows(RAGGED, RAGGED.hidden), experts(RAGGED), RAGGED.table("cpu")
+    norm = torch.ones(RAGGED.hidden).bfloat16()
+    calls = {
+        "ffn": lambda: ffn(x, x, weights, table),
+        "project": lambda: project(x, [w[0] for w in weights], table),
+        "decode_ffn": lambda: decode_ffn(x[:3], None, (norm, norm), weights, 2, 1e-5),
+    }
+    dispatched = {name: call() for name, call in calls.items()}
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counter:
+            watched = {name: call() for name, call in calls.items()}
+        assert set(calls) <= {str(op).removeprefix("cupy_kernels.") for op in counter.flop_counts["Global"]}
+        monkeypatch.setattr(torch.ops, "cupy_kernels", None)
+        for name, call in calls.items():
+            assert torch.equal(call(), dispatched[name]) and torch.equal(watched[name], dispatched[name])
 
 
 @pytest.mark.parametrize("grad", [False, True])
