@@ -5,6 +5,7 @@ T rows of the batch, D hidden, F intermediate, K depth and N columns of a produc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -67,7 +68,8 @@ def sm90_shared(columns: int) -> int:
     return min(8, (226 << 10) // stage) * stage
 
 
-def tile_columns(multiprocessors: int, row_tiles: int, columns: int, widths: Sequence[int]) -> int:
+@functools.cache
+def tile_columns(multiprocessors: int, row_tiles: int, columns: int, widths: tuple[int, ...]) -> int:
     """The width of tiles with which the last multiprocessor is done first: rounds x the time of a tile.
 
     That time grows with the width and what goes along with any: on an H100 as width + 64, in full rounds and in single
@@ -103,12 +105,12 @@ def gate_up(
         return h, g, u
     if uses_tma(run, x.device):
         maps = [run.tensor_map(x, TILE_ROWS)]
-        columns = tile_columns(run.multiprocessors(x.device), len(tiles), 2 * N, GATE_UP_COLUMNS)
+        columns = tile_columns(run.multiprocessors(x.device), tiles.shape[0], 2 * N, GATE_UP_COLUMNS)
         maps += [run.tensor_map(w, columns // 2) for w in (gates[0], ups[0], gates[1], ups[1])]
-        args = (*maps, h, g, u, tiles, len(tiles), K, N)
-        _on_hopper(run, f"gate_up_sm90_{columns}", x, columns, len(tiles) * -(-2 * N // columns), args)
+        args = (*maps, h, g, u, tiles, tiles.shape[0], K, N)
+        _on_hopper(run, f"gate_up_sm90_{columns}", x, columns, tiles.shape[0] * -(-2 * N // columns), args)
     else:
-        grid = (len(tiles), -(-N // (SM80_COLUMNS // 2)))
+        grid = (tiles.shape[0], -(-N // (SM80_COLUMNS // 2)))
         args = (x, gates[0], ups[0], gates[1], ups[1], h, g, u, tiles, K, N)
         run("gate_up_sm80", grid, SM80_THREADS, SM80_SHARED, x.device, args)
     return h, g, u
@@ -138,13 +140,13 @@ def project(
     if not T:
         return y
     if uses_tma(run, x.device):
-        columns = tile_columns(run.multiprocessors(x.device), len(tiles), N, PROJECT_COLUMNS)
+        columns = tile_columns(run.multiprocessors(x.device), tiles.shape[0], N, PROJECT_COLUMNS)
         maps = (run.tensor_map(x, TILE_ROWS), *(run.tensor_map(w, columns) for w in weights))
-        args = (*maps, *biases, residual, y, tiles, len(tiles), K, N)
-        _on_hopper(run, f"project_sm90_{columns}", x, columns, len(tiles) * -(-N // columns), args)
+        args = (*maps, *biases, residual, y, tiles, tiles.shape[0], K, N)
+        _on_hopper(run, f"project_sm90_{columns}", x, columns, tiles.shape[0] * -(-N // columns), args)
     else:
         args = (x, *weights, *biases, residual, y, tiles, K, N)
-        run("project_sm80", (len(tiles), -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, x.device, args)
+        run("project_sm80", (tiles.shape[0], -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, x.device, args)
     return y
 
 
@@ -167,11 +169,11 @@ def swiglu_backward(
         return dg, du, h
     if uses_tma(run, dy.device):
         maps = (run.tensor_map(dy, TILE_ROWS), *(run.tensor_map(w, 64) for w in downs))
-        args = (*maps, g, u, dg, du, h, tiles, len(tiles), K, N)
-        _on_hopper(run, "swiglu_backward_sm90", dy, 256, len(tiles) * -(-N // 256), args)
+        args = (*maps, g, u, dg, du, h, tiles, tiles.shape[0], K, N)
+        _on_hopper(run, "swiglu_backward_sm90", dy, 256, tiles.shape[0] * -(-N // 256), args)
     else:
         args = (dy, *downs, g, u, dg, du, h, tiles, K, N)
-        run("swiglu_backward_sm80", (len(tiles), -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, dy.device, args)
+        run("swiglu_backward_sm80", (tiles.shape[0], -(-N // SM80_COLUMNS)), SM80_THREADS, SM80_SHARED, dy.device, args)
     return dg, du, h
 
 
